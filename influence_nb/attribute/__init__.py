@@ -1,0 +1,7 @@
+"""The attribution methods: one family a file, one line here for each."""
+
+from .influence import CG, Influence
+from .similarity import Cosine
+from .tracin import GradDot
+
+METHODS = (Influence, CG, GradDot, Cosine)

@@ -1,0 +1,377 @@
+"""Split, Task, Scores: the three records that everything else passes around.
+
+The meanings that bind the whole library:
+
+* Risk: R(theta; w) = (1/n) sum_j w_j loss(z_j; theta) + (l2/2) |theta_r|^2, with theta_r the regularised
+  parameters. Removing example j means w_j = 0; n stays n.
+* Score: S[i, j] estimates loss(test_i; theta without j) - loss(test_i; theta), in nats, for removing one training
+  example. Positive = helpful: without j the test loss would be higher.
+"""
+
+import copy
+import hashlib
+import html
+import json
+import platform
+import zipfile
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EFFECT = "nats per removed example"
+
+
+# losses: (outputs [b, ...], y [b]) -> [b], one value an example, never reduced
+def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    """Softmax cross-entropy per example, in nats: outputs [b, c] logits, y [b] class numbers -> [b]."""
+    return F.cross_entropy(outputs, y, reduction="none")
+
+
+def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
+    """Half the squared error per example: outputs [b] or [b, 1], y [b] -> [b]."""
+    return 0.5 * (outputs.reshape(len(y)) - y) ** 2
+
+
+def weights_only(name: str) -> bool:
+    """The default choice of regularised parameters: all but those called bias."""
+    return name.rpartition(".")[2] != "bias"
+
+
+@contextmanager
+def as_found(model: nn.Module):
+    """Run the body with `model` in eval mode; then put back every module's mode, flags and the global random state."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with torch.random.fork_rng():
+        model.eval()
+        try:
+            yield model
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples and their labels; the row index is an example's id.
+
+    Args:
+        x: Tensor [n, ...] of finite inputs.
+        y: Tensor [n] of class numbers (any integer type) or real targets.
+        classes: class names, one for each class number; empty for regression.
+        text: what to show of each example where x is not itself an image, [n] strings; empty otherwise.
+        ids: Tensor [n]; left out, the row index. `take` keeps it, so that a few test points still know who they are.
+
+    Raises:
+        TypeError: x or y is no tensor.
+        ValueError: the split is empty, lengths differ, x or y holds NaN or infinity, a label has no class.
+    """
+
+    x: Tensor
+    y: Tensor
+    classes: tuple = ()
+    text: tuple = ()
+    ids: Tensor | None = None
+
+    def __post_init__(self):
+        for name in ("x", "y"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: torch.as_tensor({name})?")
+        n = len(self.x) if self.x.ndim else 0
+        if n == 0:
+            raise ValueError(f"a split needs at least one example, got x of shape {tuple(self.x.shape)}")
+        if self.y.shape != (n,):
+            raise ValueError(f"y must be [n] = ({n},) like x {tuple(self.x.shape)}, got {tuple(self.y.shape)}")
+        for name, value in (("x", self.x), ("y", self.y)):
+            if value.is_floating_point() and not torch.isfinite(value.sum()):
+                bad = (~torch.isfinite(value.reshape(n, -1)).all(1)).nonzero()[:, 0]
+                if len(bad):
+                    raise ValueError(f"{name} must be finite, got NaN or infinity in {len(bad)} of {n} examples, first in "
+                                     f"row {bad[0]}: drop or repair them")
+        object.__setattr__(self, "classes", tuple(str(c) for c in self.classes))
+        object.__setattr__(self, "text", tuple(str(t) for t in self.text))
+        if not self.y.is_floating_point():
+            object.__setattr__(self, "y", self.y.long())
+            if self.y.min() < 0:
+                raise ValueError(f"class numbers must be 0 or more, got {self.y.min()}")
+        elif self.classes:
+            raise TypeError(f"labels of {len(self.classes)} classes must be whole numbers, got {self.y.dtype}: y.long()?")
+        if self.classes and self.y.max() >= len(self.classes):
+            raise ValueError(f"labels must lie in 0..{len(self.classes) - 1} for {len(self.classes)} classes, "
+                             f"got {self.y.max()} in row {self.y.argmax()}")
+        if self.text and len(self.text) != n:
+            raise ValueError(f"text must have one string an example, expected {n}, got {len(self.text)}")
+        if self.ids is None:
+            object.__setattr__(self, "ids", torch.arange(n))
+        elif self.ids.shape != (n,) or len(self.ids.unique()) != n:
+            raise ValueError(f"ids must be {n} different numbers, got shape {tuple(self.ids.shape)} "
+                             f"with {len(self.ids.unique())} different ones")
+
+    def __len__(self):
+        return len(self.x)
+
+    def __repr__(self):
+        named = f", {len(self.classes)} classes" if self.classes else ""
+        return f"Split(n={len(self)}, x={tuple(self.x.shape)} {self.x.dtype}{named})".replace("torch.", "")
+
+    def take(self, rows) -> "Split":
+        """The examples in `rows` (a list, a slice, a tensor or a mask), with the ids they have here."""
+        rows = torch.arange(len(self))[rows if isinstance(rows, slice) else torch.as_tensor(rows).cpu()].reshape(-1)
+        text = tuple(self.text[i] for i in rows.tolist()) if self.text else ()
+        return Split(self.x[rows], self.y[rows], self.classes, text, self.ids[rows])
+
+    def to(self, *args, **kwargs) -> "Split":
+        """The same split on another device or in another floating type; labels of classes stay whole numbers."""
+        x = self.x.to(*args, **kwargs)
+        y = self.y.to(x.device) if self.classes or not self.y.is_floating_point() else self.y.to(*args, **kwargs)
+        return replace(self, x=x, y=y)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A trained model, what it was trained on, and what is asked of it.
+
+    Args:
+        model: any `nn.Module` that maps a batch of x to outputs. It is used in eval mode and left as found.
+        train, test: Splits. Their rows are renumbered from 0: inside a task the row index is the id.
+        loss: (outputs [b, ...], y [b]) -> [b], per example.
+        l2: lambda of the risk, in units of loss per squared weight.
+        measure: what a score is the effect on; None for the loss itself. A measure (outputs, y) -> [b] is
+            higher-is-better, and scores are its *drop* on removal.
+        regularised: parameter name -> bool, the parameters that l2 acts on (default: all but biases).
+
+    Raises:
+        TypeError, ValueError: the first two training examples do not go through model and loss as they should.
+    """
+
+    model: nn.Module
+    train: Split
+    test: Split
+    loss: Callable = cross_entropy
+    l2: float = 0.0
+    measure: Callable | None = None
+    regularised: Callable = weights_only
+
+    def __post_init__(self):
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(self.model).__name__}")
+        if not self.l2 >= 0:
+            raise ValueError(f"l2 must be 0 or more, got {self.l2}")
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise ValueError("the model has no parameter with requires_grad=True: nothing was trained")
+        for name in ("train", "test"):
+            split = getattr(self, name)
+            if not isinstance(split, Split):
+                raise TypeError(f"{name} must be a Split, got {type(split).__name__}: Split(x, y)?")
+            object.__setattr__(self, name, replace(split, ids=None))
+        if self.train.x.shape[1:] != self.test.x.shape[1:]:
+            raise ValueError(f"train and test examples must have one shape, got {tuple(self.train.x.shape[1:])} "
+                             f"and {tuple(self.test.x.shape[1:])}")
+        check_split(self, self.train)
+        check_split(self, self.test)
+
+    def __repr__(self):
+        return f"Task({type(self.model).__name__}, train={self.train}, test={self.test}, l2={self.l2:g})"
+
+    def to(self, *args, **kwargs) -> "Task":
+        """The same task on another device or in another floating type, with a copy of the model."""
+        model = copy.deepcopy(self.model).to(*args, **kwargs)
+        return replace(self, model=model, train=self.train.to(*args, **kwargs), test=self.test.to(*args, **kwargs))
+
+    def outputs(self, split: Split | None = None, batch_size: int = 1000) -> Tensor:
+        """The model's outputs [n, ...] on `split` (default: the test points), in eval mode, without gradients."""
+        split = self.test if split is None else split
+        with as_found(self.model), torch.no_grad():
+            return torch.cat([self.model(x) for x in split.x.split(batch_size)])
+
+    def predict(self, split: Split | None = None) -> Tensor:
+        """The predicted class [n] of each example of `split` (default: the test points)."""
+        return self.outputs(split).argmax(1)
+
+    def losses(self, split: Split | None = None) -> Tensor:
+        """The loss [n] of each example of `split` (default: the test points), in nats for cross-entropy."""
+        split = self.test if split is None else split
+        return self.loss(self.outputs(split), split.y)
+
+    def mistakes(self) -> Tensor:
+        """Ids of the test points that the model gets wrong, in order."""
+        return (self.predict() != self.test.y).nonzero()[:, 0]
+
+    def fingerprint(self) -> str:
+        """A digest of parameters, buffers, training data, loss, measure and l2: what scores belong to."""
+        digest = hashlib.sha256(f"{name_of(self.loss)} {name_of(self.measure)} {self.l2!r}".encode())
+        state = self.model.state_dict()
+        for name in sorted(state):
+            digest.update(f"{name} {self.regularised(name)}".encode())
+            digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+        for values in (self.train.x, self.train.y):
+            digest.update(np.ascontiguousarray(values.detach().cpu().numpy()).data)
+        return digest.hexdigest()[:16]
+
+
+def name_of(function) -> str:
+    """The name by which a loss or a measure goes into records."""
+    return getattr(function, "__name__", repr(function))
+
+
+def check_split(task: Task, split: Split) -> None:
+    """Raise where the first examples of `split` do not go through the task's model and loss, or a label has no output."""
+    x, y = split.x[:2], split.y[:2]
+    weight = next(p for p in task.model.parameters() if p.requires_grad)
+    if x.device != weight.device:
+        raise ValueError(f"data and model must be on one device, got {x.device} and {weight.device}: split.to(device)?")
+    if x.is_floating_point() and x.dtype != weight.dtype:
+        raise TypeError(f"data and model must have one floating type, got {x.dtype} and {weight.dtype}: "
+                        f"model.to({x.dtype}) or split.to({weight.dtype})?")
+    with as_found(task.model), torch.no_grad():
+        outputs = task.model(x)
+        if task.loss is cross_entropy:
+            if split.y.is_floating_point():
+                raise TypeError(f"cross_entropy needs class numbers (torch.int64), got y of {split.y.dtype}: y.long()?")
+            if split.y.max() >= outputs.shape[-1]:
+                raise ValueError(f"labels must lie in 0..{outputs.shape[-1] - 1}, the model has {outputs.shape[-1]} "
+                                 f"outputs; got {split.y.max()} in row {split.y.argmax()}")
+        for name in ("loss", "measure"):
+            function = getattr(task, name)
+            if function is not None and (got := tuple(function(outputs, y).shape)) != (len(y),):
+                raise ValueError(f"{name} must give one value an example, expected shape ({len(y)},), got {got}: "
+                                 "reduction='none'?")
+
+
+class Top(NamedTuple):
+    """The strongest training examples of one test point: ids and scores, strongest first."""
+
+    test_id: int
+    helpful: list
+    helpful_scores: list
+    harmful: list
+    harmful_scores: list
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What each training example did to each test point, with what is needed to believe it.
+
+    Args:
+        values: Tensor [n_test, n_train]; positive = helpful.
+        method: the method's repr.
+        task: fingerprint of the task.
+        test_ids, train_ids: Tensors [n_test], [n_train].
+        unit: "nats per removed example" for removal effects; anything else is ranked, never compared in nats.
+        certificate: what the numbers rest on (gradient norm at theta, residuals, smallest eigenvalue, damping).
+        provenance: curvature, solver, seeds, versions.
+    """
+
+    values: Tensor
+    method: str
+    task: str
+    test_ids: Tensor
+    train_ids: Tensor
+    unit: str = EFFECT
+    certificate: dict = field(default_factory=dict)
+    provenance: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        expected = (len(self.test_ids), len(self.train_ids))
+        if tuple(self.values.shape) != expected:
+            hint = ": transpose?" if tuple(self.values.shape) == expected[::-1] else ""
+            raise ValueError(f"scores must be [n_test, n_train] = {expected}, got {tuple(self.values.shape)}{hint}")
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        object.__setattr__(self, "provenance", {"versions": versions, **self.provenance})
+
+    @property
+    def shape(self):
+        return tuple(self.values.shape)
+
+    @property
+    def is_effect(self) -> bool:
+        """Whether the values are removal effects, so that their sign and size mean something."""
+        return self.unit.endswith("per removed example")
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.values.detach().cpu(), dtype=dtype)
+
+    def row(self, test_id: int) -> Tensor:
+        """The scores [n_train] of one test point, by its id."""
+        where = (self.test_ids == int(test_id)).nonzero()
+        if not len(where):
+            known = ", ".join(map(str, self.test_ids[:5].tolist())) + (", ..." if len(self.test_ids) > 5 else "")
+            raise KeyError(f"no test point {int(test_id)} in these scores, which hold {len(self.test_ids)}: {known}")
+        return self.values[where[0, 0]]
+
+    def top(self, test_id: int, k: int = 10) -> Top:
+        """The k most helpful and the k most harmful training examples of one test point.
+
+        Of removal effects, only positive ones are called helpful and only negative ones harmful, so that a list may be
+        shorter than k. Equal scores keep the order of their ids.
+        """
+        row, sides = self.row(test_id).detach().cpu(), []
+        for sign in (1, -1):
+            order = torch.argsort(-sign * row, stable=True)[:k]
+            order = order[sign * row[order] > 0] if self.is_effect else order
+            sides += [self.train_ids[order].tolist(), row[order].tolist()]
+        return Top(int(test_id), *sides)
+
+    def save(self, path) -> Path:
+        """Write values, ids and records to `path` (.npz, nothing pickled)."""
+        path = Path(path).with_suffix(".npz")
+        records = {"format": "influence_nb scores 1", "method": self.method, "task": self.task, "unit": self.unit,
+                   "certificate": self.certificate, "provenance": self.provenance}
+        with open(path, "wb") as file:
+            np.savez_compressed(file, values=np.asarray(self), test_ids=self.test_ids.numpy(),
+                                train_ids=self.train_ids.numpy(), records=np.array(json.dumps(records)))
+        return path
+
+    @classmethod
+    def load(cls, path, task: Task | None = None) -> "Scores":
+        """Read scores from `path`; with `task`, refuse the scores of another one.
+
+        Raises:
+            ValueError: the file is damaged, is no scores file, or belongs to another task.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                records = json.loads(str(file["records"]))
+                arrays = [torch.from_numpy(file[name]) for name in ("values", "test_ids", "train_ids")]
+            if records.pop("format") != "influence_nb scores 1":
+                raise ValueError("unknown format")
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+            raise ValueError(f"expected a scores file written by Scores.save, got {Path(path).name}, which is damaged or "
+                             f"something else ({error}): compute the scores again") from error
+        values, test_ids, train_ids = arrays
+        scores = cls(values=values, test_ids=test_ids, train_ids=train_ids, **records)
+        if task is not None and scores.task != (expected := task.fingerprint()):
+            raise ValueError(f"expected scores of task {expected}, got scores of task {scores.task} in {Path(path).name}: the "
+                             "model, its training data or the loss differ; compute the scores again")
+        return scores
+
+    def __repr__(self):
+        return f"Scores({self.method}, {self.shape[0]} test x {self.shape[1]} train, {self.unit})"
+
+    def _repr_html_(self):
+        low, high = float(self.values.min()), float(self.values.max())
+        sign = "positive = helpful" if self.is_effect else "ranked only, not a removal effect"
+        rows = [("method", self.method), ("unit", self.unit), ("sign", sign), ("range", f"{low:.3g} to {high:.3g}"),
+                ("task", self.task), *self.certificate.items()]
+        body = "".join(f"<tr><th style='text-align:left'>{html.escape(str(name))}</th>"
+                       f"<td style='text-align:left'>{html.escape(shown(value))}</td></tr>" for name, value in rows)
+        return (f"<b>Scores</b> {self.shape[0]} test points × {self.shape[1]} training examples"
+                f"<table>{body}</table>")
+
+
+def shown(value) -> str:
+    """A certificate's value as a reader wants it: floats to three digits, long lists by their worst entry."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, (list, tuple)) and value:
+        return f"at most {max(value):.3g} over {len(value)} test points"
+    return str(value)

@@ -1,0 +1,6 @@
+"""Views that answer a click: every widget is one Python file with plain ES modules beside it."""
+
+from influence_nb.widgets.explorer import Explorer
+from influence_nb.widgets.state import ExplorerState
+
+__all__ = ["Explorer", "ExplorerState"]

@@ -1,0 +1,70 @@
+"""The explorer's controls: stock ipywidgets bound to its state."""
+
+from types import SimpleNamespace
+
+import ipywidgets as w
+from traitlets import dlink, link
+
+from influence_nb.widgets.state import DEPTH
+
+
+def toolbar(state, cancel):
+    """A row of labelled controls for `state`, and each by name; `cancel` is called to give up a computation."""
+    def choice(trait, label, width, options=None):
+        control = w.Dropdown(options=options or state.choices[trait], description=label, layout={"width": width})
+        link((state, trait), (control, "value"))
+        return control
+
+    def button(label, tip, act, width="64px"):
+        control = w.Button(description=label, tooltip=tip, layout={"width": width})
+        control.on_click(lambda _: act())
+        return control
+
+    every = [("all classes", ""), *((name, name) for name in state.classes)]
+    c = SimpleNamespace(
+        method=choice("method", "Method", "150px"),
+        k=w.IntSlider(description="Neighbours a side", min=1, max=DEPTH, layout={"width": "170px"}),
+        metric=choice("metric", "Distance", "120px"),
+        layer=choice("layer", "Layer", "150px"),
+        projection=choice("projection", "Projection", "110px"),
+        colour_by=choice("colour_by", "Colour by", "110px"),
+        class_filter=choice("class_filter", "Class", "120px", every),
+        search=w.Text(description="Search ids, classes, text", placeholder="6558, or a word", continuous_update=False,
+                      layout={"width": "170px"}),
+        misclassified_only=w.Checkbox(description="mistakes only", indent=False, tooltip="Show only the test points that the "
+                                      "model gets wrong", layout={"width": "120px"}),
+        lasso=w.ToggleButton(description="Lasso", layout={"width": "64px"},
+                             tooltip="Drag round training points; with Ctrl to add, with Alt to remove. Or hold Shift and drag"),
+        pin=button("Pin", "Keep this test point, to compare it with another", lambda: pin(state)),
+        undo=button("Undo", "Take back the last step", state.undo),
+        redo=button("Redo", "Do again what was taken back", state.redo),
+        clear=button("Clear", "Drop selection, pin, filters and search", lambda: clear(state)),
+        cancel=button("Cancel", "Give up the computation of the map", cancel),
+    )
+    for trait in ("k", "search", "misclassified_only"):
+        link((state, trait), (getattr(c, trait), "value"))
+    dlink((state, "pinned"), (c.pin, "description"), lambda pinned: "Pin" if pinned is None else "Unpin")
+    c.cancel.layout.display = "none"
+    state.observe(lambda _: steps(state, c))
+    steps(state, c)
+    box = w.HBox(list(vars(c).values()))
+    box.add_class("inb-toolbar")
+    return box, c
+
+
+def steps(state, controls):
+    """Grey out what would do nothing."""
+    controls.undo.disabled, controls.redo.disabled = not state.past, not state.future
+    controls.pin.disabled = state.pinned is None and state.test_id is None
+
+
+def pin(state):
+    """Pin the test point shown, or take the pin away."""
+    state.pinned = state.test_id if state.pinned is None else None
+
+
+def clear(state):
+    """Drop selection, pin, filters and search, in one step of undo."""
+    with state.one_step():
+        state.selected, state.pinned = [], None
+        state.class_filter, state.search, state.misclassified_only = "", "", False

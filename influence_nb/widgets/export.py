@@ -1,0 +1,2 @@
+def write(explorer, path):
+    raise NotImplementedError

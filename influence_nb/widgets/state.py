@@ -1,0 +1,180 @@
+"""The state of an explorer: what is asked, what is shown, what is chosen. It knows no widget and no array."""
+
+import json
+from contextlib import contextmanager
+
+from traitlets import Bool, Dict, HasTraits, Int, List, TraitError, Unicode, validate
+
+FORMAT = "influence_nb explorer 1"
+DEPTH = 25  # most neighbours a side, and what is preloaded
+COLOURS = ("label", "predicted", "correct")
+ASKED = ("test_id", "pinned", "method", "layer", "metric", "projection", "k", "colour_by", "class_filter",
+         "misclassified_only", "search", "selected", "removed", "flips")
+
+
+class ExplorerState(HasTraits):
+    """What an explorer shows; every change of what is asked can be undone, saved and loaded.
+
+    Args:
+        test_ids, n_train, classes: the ids of the test points shown, the number of training examples, the class names.
+        methods, layers, projections, metrics: the names to choose from; the first of each is the start.
+        task: the task's fingerprint, so that the saved state of another task is refused.
+
+    Raises:
+        ValueError: a trait is set to something that is not there; the message says what is.
+    """
+
+    test_id = Int(None, allow_none=True)
+    pinned = Int(None, allow_none=True)
+    method = Unicode()
+    layer = Unicode()
+    metric = Unicode()
+    projection = Unicode()
+    k = Int(10)
+    colour_by = Unicode("label")
+    class_filter = Unicode("")
+    misclassified_only = Bool(False)
+    search = Unicode("")
+    selected = List(Int())
+    helpful = List(Int())
+    harmful = List(Int())
+    removed = List(Int())
+    flips = Dict(key_trait=Int(), value_trait=Int())
+    status = Unicode("")
+
+    def __init__(self, test_ids, n_train, classes, methods, layers, projections, metrics, task=""):
+        self.n_train, self.task = int(n_train), task
+        self.classes = tuple(classes)
+        self.test_ids = frozenset(int(i) for i in test_ids)
+        self.choices = {"method": tuple(methods), "layer": tuple(layers), "projection": tuple(projections),
+                        "metric": tuple(metrics), "colour_by": COLOURS, "class_filter": ("", *classes)}
+        self.past, self.future, self._open, self._replaying = [], [], None, False
+        super().__init__(**{name: self.choices[name][0] for name in ("method", "layer", "projection", "metric")})
+        self.observe(self._record, ASKED)
+
+    @validate("method", "layer", "projection", "metric", "colour_by", "class_filter")
+    def _one_of(self, proposal):
+        known = self.choices[proposal.trait.name]
+        if proposal.value not in known:
+            names = ", ".join(repr(name) for name in known)
+            raise ValueError(f"{proposal.trait.name} must be one of {names}, got {proposal.value!r}")
+        return proposal.value
+
+    @validate("test_id", "pinned")
+    def _shown(self, proposal):
+        if proposal.value is not None and proposal.value not in self.test_ids:
+            few = ", ".join(map(str, sorted(self.test_ids)[:5]))
+            raise ValueError(f"{proposal.trait.name} must be one of the {len(self.test_ids)} test points shown ({few}, ...), "
+                             f"got {proposal.value}: Explorer(..., test_ids=[{proposal.value}, ...])?")
+        return proposal.value
+
+    @validate("k")
+    def _depth(self, proposal):
+        if not 1 <= proposal.value <= DEPTH:
+            raise ValueError(f"k must lie in 1..{DEPTH}, got {proposal.value}")
+        return proposal.value
+
+    @validate("selected", "removed", "flips")
+    def _train(self, proposal):
+        ids = list(proposal.value)
+        if bad := [i for i in ids if not 0 <= i < self.n_train]:
+            raise ValueError(f"{proposal.trait.name} must hold training ids in 0..{self.n_train - 1}, got {bad[0]}")
+        if proposal.trait.name != "flips":
+            return list(dict.fromkeys(ids))
+        if bad := [c for c in proposal.value.values() if not 0 <= c < len(self.classes)]:
+            raise ValueError(f"flips must give class numbers in 0..{len(self.classes) - 1}, got {bad[0]}")
+        return proposal.value
+
+    def asked(self) -> dict:
+        """All that a reader has chosen, as plain values."""
+        return {name: getattr(self, name) for name in ASKED}
+
+    # undo is a stack of {trait: value before}
+    def _record(self, change):
+        if self._replaying:
+            return
+        if self._open is not None:
+            self._open.setdefault(change.name, change.old)
+            return
+        self.future.clear()
+        if change.name == "k" and self.past and set(self.past[-1]) == {"k"}:  # one drag of a slider is one step
+            return
+        self.past.append({change.name: change.old})
+
+    @contextmanager
+    def one_step(self):
+        """Group the changes in the body into one step of undo."""
+        if self._open is not None:
+            yield
+            return
+        self._open = {}
+        try:
+            yield
+        finally:
+            step, self._open = self._open, None
+            if step:
+                self.past.append(step)
+                self.future.clear()
+
+    def undo(self) -> bool:
+        """Take back the last step; False where there is none."""
+        return self._replay(self.past, self.future)
+
+    def redo(self) -> bool:
+        """Do again what was taken back; False where there is nothing."""
+        return self._replay(self.future, self.past)
+
+    def forget(self) -> None:
+        """Drop all steps: what is now is the beginning."""
+        self.past.clear()
+        self.future.clear()
+
+    def _replay(self, source, target):
+        if not source:
+            return False
+        step = source.pop()
+        target.append({name: getattr(self, name) for name in step})
+        self._replaying = True
+        try:
+            with self.hold_trait_notifications():
+                for name, value in step.items():
+                    setattr(self, name, value)
+        finally:
+            self._replaying = False
+        return True
+
+    def to_json(self) -> str:
+        """The state as JSON text."""
+        return json.dumps({"format": FORMAT, "task": self.task, **self.asked()}, indent=1)
+
+    def from_json(self, text: str) -> None:
+        """Take over the state in `text`, all of it or, where something is wrong, none of it.
+
+        Raises:
+            ValueError: the text is damaged, is no explorer state, or belongs to another task.
+        """
+        cure = "save it again with Explorer.save"
+        try:
+            saved = json.loads(text)
+            if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+                raise ValueError(f"expected an object with format {FORMAT!r}")
+        except ValueError as error:
+            raise ValueError(f"expected the saved state of an explorer, got something else or a damaged file ({error}): "
+                             f"{cure}") from error
+        if saved.get("task") != self.task:
+            raise ValueError(f"expected a state of task {self.task}, got one of task {saved.get('task')}: the model, its "
+                             "training data or the loss differ")
+        if set(saved) - {"format", "task"} != set(ASKED):
+            odd = sorted((set(saved) - {"format", "task"}) ^ set(ASKED))
+            raise ValueError(f"expected the entries {', '.join(ASKED)}; missing or unknown: {', '.join(map(str, odd))}: {cure}")
+        trial = ExplorerState(self.test_ids, self.n_train, self.classes, *(self.choices[name] for name in (
+            "method", "layer", "projection", "metric")), self.task)
+        try:
+            flips = {int(i): label for i, label in saved["flips"].items()}
+            for name in ASKED:
+                setattr(trial, name, flips if name == "flips" else saved[name])
+        except (TraitError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"expected a state of this explorer, got one that does not fit it: {error}") from error
+        with self.one_step(), self.hold_trait_notifications():
+            for name, value in trial.asked().items():
+                setattr(self, name, value)

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from influence_nb import solve
+
+
+def matrix(eigenvalues, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    Q = torch.linalg.qr(torch.randn(len(eigenvalues), len(eigenvalues), generator=random, dtype=torch.float64))[0]
+    return Q @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ Q.T, Q
+
+
+def test_exact_and_cg_equal_a_direct_solve_at_any_damping():
+    A, _ = matrix([0.3, 0.5, 1.0, 2.0, 7.0, 9.0])
+    B = torch.randn(6, 4, dtype=torch.float64)
+    for damping in (0.0, 0.2):
+        expected = torch.linalg.solve(A + damping * torch.eye(6), B)
+        assert torch.allclose(solve.Eigen.of(A).solve(B, damping), expected, atol=1e-12)
+        X, residual, _ = solve.cg(lambda V, d=damping: A @ V + d * V, B, tol=1e-10)
+        assert torch.allclose(X, expected, atol=1e-8) and residual.max() <= 1e-9
+
+
+def test_the_residual_is_the_true_one_when_cg_is_stopped_early():
+    A, _ = matrix([1e-3, 0.1, 1.0, 10.0, 100.0])
+    B = torch.randn(5, 2, dtype=torch.float64)
+    X, residual, products = solve.cg(A.__matmul__, B, tol=1e-12, max_iterations=2)
+    assert products == 3 and residual.min() > 1e-3
+    assert torch.allclose(residual, (A @ X - B).norm(dim=0) / B.norm(dim=0))
+
+
+def test_a_preconditioner_saves_products_and_not_accuracy():
+    A, _ = matrix([10.0**k for k in range(-3, 4)])
+    B = torch.randn(7, 3, dtype=torch.float64)
+    X, _, plain = solve.cg(A.__matmul__, B, tol=1e-9)
+    Y, _, fewer = solve.cg(A.__matmul__, B, tol=1e-9, precondition=solve.Eigen.of(A).inverse_times)
+    assert fewer <= 3 < plain and torch.allclose(Y, torch.linalg.solve(A, B), rtol=1e-6)
+
+
+def test_null_directions_are_left_out_where_nothing_lies_in_them_and_named_where_something_does():
+    A, Q = matrix([0.0, 1.0, 2.0, 5.0])
+    B = Q[:, 1:] @ torch.randn(3, 2, dtype=torch.float64)
+    eigen = solve.Eigen.of(A)
+    assert eigen.null().sum() == 1
+    assert torch.allclose(eigen.solve(B), torch.linalg.pinv(A) @ B, atol=1e-12)
+    with pytest.raises(ValueError, match=r"singular in 1 of 4 directions that the gradients need .*damping > 0"):
+        eigen.solve(Q[:, :1])
+    assert torch.allclose(eigen.solve(Q[:, :1], damping=0.5), 2 * Q[:, :1])
+
+
+def test_cg_refuses_negative_curvature():
+    A, _ = matrix([-0.5, 1.0, 2.0, 5.0])
+    with pytest.raises(ValueError, match="not positive definite.*damping above"):
+        solve.cg(A.__matmul__, torch.ones(4, 1, dtype=torch.float64))
+
+
+def test_one_column_that_is_done_does_not_stop_the_others():
+    A, Q = matrix([1.0, 3.0, 10.0, 40.0, 90.0])
+    B = torch.stack([Q[:, 0], torch.ones(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)], dim=1)
+    X, residual, _ = solve.cg(A.__matmul__, B, tol=1e-10)
+    assert torch.allclose(X, torch.linalg.solve(A, B), atol=1e-9) and (X[:, 2] == 0).all() and residual.max() < 1e-9

@@ -1,0 +1,97 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from problems import digits_task, mlp_task
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from influence_nb import Split, Task, converge, fit, gradients, models, train
+from influence_nb.checks import snapshot, untouched
+
+
+def test_full_batch_descent_is_gradient_descent_on_the_risk():
+    task = digits_task(n=12, l2=0.3, trained=False)
+    expected = gradients.theta(task)
+    for _ in range(3):
+        train.move(task, expected)
+        expected = expected - 0.1 * gradients.risk_gradient(task)
+    again = digits_task(n=12, l2=0.3, trained=False)
+    fit(again, epochs=3, batch_size=12, optimizer=partial(torch.optim.SGD, lr=0.1), progress=False)
+    assert torch.allclose(gradients.theta(again), expected, atol=1e-12)
+
+
+def test_weights_of_zero_leave_examples_out_and_n_stays_n():
+    w = torch.ones(12, dtype=torch.float64)
+    w[[2, 7]] = 0
+    weighted, other = digits_task(n=12, trained=False), digits_task(n=12, trained=False)
+    fit(weighted, epochs=5, batch_size=12, w=w, progress=False)
+    changed = Split(other.train.x.clone().index_fill_(0, torch.tensor([2, 7]), 9.0), other.train.y, other.train.classes)
+    fit(Task(other.model, changed, other.test, l2=other.l2), epochs=5, batch_size=12, w=w, progress=False)
+    assert torch.equal(gradients.theta(weighted), gradients.theta(other))  # what they hold cannot matter
+
+
+def test_seed_decides_history_and_checkpoints_are_kept():
+    runs = []
+    for seed in (0, 0, 1):
+        task, random = digits_task(n=13, trained=False), torch.get_rng_state()
+        history = fit(task, epochs=4, batch_size=5, schedule=lambda epoch: 0.5**epoch, keep=lambda epoch: epoch in (1, 3),
+                      seed=seed, progress=False)
+        assert torch.equal(random, torch.get_rng_state())
+        runs.append((gradients.theta(task), history))
+    assert torch.equal(runs[0][0], runs[1][0]) and not torch.equal(runs[0][0], runs[2][0])
+    history = runs[0][1]
+    assert len(history.risk) == 4 and history.risk[-1] < history.risk[0]
+    assert [(c.epoch, c.lr) for c in history.checkpoints] == [(1, 1e-3), (3, 2.5e-4)]
+    assert not torch.equal(history.checkpoints[0].state["linear1.weight"], history.checkpoints[1].state["linear1.weight"])
+
+
+def test_mode_flags_and_gradients_are_left_as_found():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    net[1].weight.requires_grad_(False)
+    task = digits_task(n=12, model=net, trained=False)
+    net.train(), net[2].eval()
+    modes, frozen = [m.training for m in net.modules()], net[1].weight.clone()
+    fit(task, epochs=1, batch_size=6, progress=False)
+    assert [m.training for m in net.modules()] == modes and torch.equal(net[1].weight, frozen)
+    assert all(p.grad is None for p in net.parameters()) and not net[1].weight.requires_grad
+
+
+def test_converge_reaches_the_optimum_that_scikit_learn_finds():
+    task = digits_task(n=60, l2=0.05)
+    assert gradients.risk_gradient(task).norm() <= 1e-10
+    oracle = LogisticRegression(C=1 / (60 * task.l2), tol=1e-12, max_iter=5000)
+    oracle.fit(task.train.x.flatten(1).numpy(), task.train.y.numpy())
+    ours = task.model.linear1.weight.detach().numpy()
+    assert np.abs(ours - oracle.coef_).max() < 1e-6  # its biases differ by a constant: the null direction
+    flipped = torch.softmax(task.outputs(), 1).numpy() - oracle.predict_proba(task.test.x.flatten(1).numpy())
+    assert np.abs(flipped).max() < 1e-6
+
+
+def test_converge_certifies_a_small_network():
+    task = mlp_task()
+    assert gradients.risk_gradient(task).norm() <= 1e-10
+    assert train.risk(task) == pytest.approx(float(task.losses(task.train).mean()) + 0.01 * float(
+        task.model.linear1.weight.square().sum() + task.model.linear2.weight.square().sum()), abs=1e-12)
+
+
+@pytest.mark.parametrize("call, error, words", [
+    (lambda t: fit(t, epochs=1, w=torch.ones(3), progress=False), ValueError, r"\[n\] = \(12,\), got \(3,\)"),
+    (lambda t: fit(t, epochs=1, batch_size=0, progress=False), ValueError, "batch_size 1 or more"),
+    (lambda t: fit(t, epochs=40, batch_size=12, optimizer=partial(torch.optim.SGD, lr=1e200), progress=False), ValueError,
+     "a smaller learning rate"),
+    (lambda t: converge(t.to(torch.float32)), TypeError, "converge needs float64"),
+    (lambda t: converge(t, max_steps=1), ValueError, r"after 1 Newton steps, got"),
+])
+def test_bad_training_calls_are_refused(call, error, words):
+    with pytest.raises(error, match=words):
+        call(digits_task(n=12, trained=False))
+
+
+def test_converge_refuses_a_saddle():
+    task = digits_task(n=12, l2=1e-3, model=models.mlp([9, 5, 4]), trained=False)
+    with pytest.raises(ValueError, match="eigenvalue -.* < 0 here"):
+        converge(task)
+    before = snapshot(task.model)
+    assert untouched(task.model, before)
