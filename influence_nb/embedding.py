@@ -21,7 +21,6 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .task import Task, as_found
 
@@ -79,14 +78,15 @@ def detached(output, layer: str) -> Tensor:
     return output.detach().clone()
 
 
-# distances: (a [n_a, d], b [n_b, d]) -> [n_a, n_b], 0 = same. Memory: the result, and no more than one copy of a and b.
+# distances: (a [n_a, d], b [n_b, d]) -> [n_a, n_b], 0 = same. Memory: at most two arrays as large as the result.
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """1 - cos(a, b): 0 = same direction, 1 = orthogonal, 2 = opposite. A zero vector is at 1 from everything.
 
     >>> cosine(torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0], [0.0, 0.0]]))
     tensor([[0.0400, 1.0000]])
     """
-    return (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T).neg_().add_(1).clamp_(0, 2)
+    lengths = torch.linalg.vector_norm(a, dim=1)[:, None] * torch.linalg.vector_norm(b, dim=1)
+    return (a @ b.T).div_(lengths.clamp_(min=torch.finfo(a.dtype).tiny)).neg_().add_(1).clamp_(0, 2)
 
 
 def euclidean(a: Tensor, b: Tensor) -> Tensor:
@@ -116,40 +116,8 @@ class Projection(NamedTuple):
     place: Callable
 
 
-def project(embeddings, method: Callable = None, seed: int = 0) -> Projection:
-    """Draw embeddings [n, d] in two dimensions; the same seed gives the same map.
-
-    Args:
-        embeddings: Tensor or array [n, d], n >= 3.
-        method: `pca` (the default), `tsne`, `umap`, or a function of your own: (array [n, d], seed) -> Projection.
-
-    Raises:
-        ValueError: the embeddings are not [n, d] with n >= 3, not finite, or all the same.
-    """
-    x = flat(embeddings)
-    if len(x) < 3 or (x == x[0]).all():
-        raise ValueError(f"a map needs at least 3 examples that are not all the same, got {len(x)} with "
-                         f"{len(np.unique(x, axis=0))} different embeddings: another layer?")
-    points, place = (method or pca)(x, seed)
-    return Projection(np.asarray(points, dtype=np.float32), lambda new: np.float32(place(flat(new, x.shape[1]))))
-
-
-def flat(embeddings, width: int | None = None) -> np.ndarray:
-    """Embeddings as a finite float32 array [n, d], with d = width where that is given."""
-    x = embeddings.detach().cpu().float().numpy() if isinstance(embeddings, Tensor) else np.float32(embeddings)
-    if x.ndim != 2 or width not in (None, x.shape[1]):
-        raise ValueError(f"embeddings must be [n, {width or 'd'}], got {x.shape}: as embed() gives them?")
-    if not np.isfinite(x).all():
-        bad = (~np.isfinite(x)).any(1)
-        raise ValueError(f"embeddings must be finite, got NaN or infinity in {bad.sum()} of {len(x)} rows, first in "
-                         f"row {bad.argmax()}: does the model overflow?")
-    return np.ascontiguousarray(x)
-
-
 def pca(x: np.ndarray, seed: int = 0) -> Projection:
     """The two directions of largest variance (linear); each points to where its largest loading is positive."""
-    if x.shape[1] == 1:
-        return Projection(np.pad(x, ((0, 0), (0, 1))), lambda new: np.pad(new, ((0, 0), (0, 1))))
     fitted = PCA(2, random_state=seed).fit(x)
     return Projection(fitted.transform(x), fitted.transform)
 
@@ -171,6 +139,9 @@ def cannot_place(new):
 tsne.joint = True  # Atlas projects training and test points together
 
 
+ONE_UMAP = Lock()  # numba's threads, and Python's list of warnings, are not made for two threads at once
+
+
 def umap(x: np.ndarray, seed: int = 0) -> Projection:
     """UMAP (McInnes et al. 2018), 15 exact nearest neighbours, 200 epochs from a PCA start.
 
@@ -181,12 +152,47 @@ def umap(x: np.ndarray, seed: int = 0) -> Projection:
 
     near = NearestNeighbors(n_neighbors=min(15, len(x) - 1)).fit(x)
     distance, index = near.kneighbors(x)
-    with warnings.catch_warnings():
+    with ONE_UMAP, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"precomputed_knn\[2\]")  # it says that transform will not work; `place` does
         fitted = UMAP(near.n_neighbors, n_epochs=200, init="pca", random_state=seed, n_jobs=1,
                       precomputed_knn=(index.astype(np.int32), distance.astype(np.float32))).fit(x)
     points = fitted.embedding_
     return Projection(points, lambda new: np.median(points[near.kneighbors(new, return_distance=False)], axis=1))
+
+
+def project(embeddings, method: Callable = pca, seed: int = 0) -> Projection:
+    """Draw embeddings [n, d] in two dimensions; the same seed gives the same map.
+
+    Args:
+        embeddings: Tensor or array [n, d], n >= 3.
+        method: `pca`, `tsne`, `umap`, or a function of your own: (array [n, d], seed) -> Projection.
+
+    Raises:
+        ValueError: the embeddings are not [n, d] with n >= 3, not finite, or all the same.
+    """
+    x = flat(embeddings)
+    if len(x) < 3 or (x == x[0]).all():
+        raise ValueError(f"a map needs at least 3 examples that are not all the same, got {len(x)} with "
+                         f"{len(np.unique(x, axis=0))} different embeddings: another layer?")
+    points, place = method(planar(x), seed)
+    return Projection(np.float32(points), lambda new: np.float32(place(planar(flat(new, x.shape[1])))))
+
+
+def planar(x: np.ndarray) -> np.ndarray:
+    """x, with a second column of zeros where it has only one."""
+    return np.pad(x, ((0, 0), (0, 1))) if x.shape[1] == 1 else x
+
+
+def flat(embeddings, width: int | None = None) -> np.ndarray:
+    """Embeddings as a finite float32 array [n, d], with d = width where that is given."""
+    x = embeddings.detach().cpu().float().numpy() if isinstance(embeddings, Tensor) else np.float32(embeddings)
+    if x.ndim != 2 or width not in (None, x.shape[1]):
+        raise ValueError(f"embeddings must be [n, {width or 'd'}], got {x.shape}: as embed() gives them?")
+    if not np.isfinite(x).all():
+        bad = (~np.isfinite(x)).any(1)
+        raise ValueError(f"embeddings must be finite, got NaN or infinity in {bad.sum()} of {len(x)} rows, first in "
+                         f"row {bad.argmax()}: does the model overflow?")
+    return np.ascontiguousarray(x)
 
 
 class Atlas:

@@ -109,7 +109,7 @@ def embedding_map(points, labels, classes=(), test_points=None, test_labels=None
     Args:
         points: [n_train, 2]; labels: [n_train] class numbers; classes: names.
         test_points: [n_test, 2], drawn as larger diamonds in the colour of `test_labels` [n_test].
-        names: n_test strings to write beside the test points; empty ones are left out.
+        names: n_test strings to write beside the test points, which are then larger; "" for none.
     """
     points, labels = np.asarray(points), np.asarray(labels)
     ax = axes(ax, 6, 5.4)
@@ -119,14 +119,15 @@ def embedding_map(points, labels, classes=(), test_points=None, test_labels=None
     for label in np.unique(labels):
         middle = np.median(points[labels == label], axis=0)
         ax.text(*middle, classes[label] if len(classes) else f"{label}", ha="center", va="center", weight="bold",
-                fontsize=11, color=INK, bbox=HALO, zorder=3)
+                fontsize=11, color=INK, bbox=HALO, zorder=5)
     if test_points is not None:
-        colours = [colour(label) for label in np.asarray(test_labels)] if test_labels is not None else INK
-        ax.scatter(*np.asarray(test_points).T, s=30, c=colours, marker="D", edgecolors=INK, linewidths=0.9, zorder=4)
-        for (x, y), name in zip(np.asarray(test_points), names, strict=False):
-            if name:
-                ax.annotate(name, (x, y), xytext=(12, 12), textcoords="offset points", weight="bold", fontsize=9,
-                            zorder=5, bbox=HALO, arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 1})
+        colours = [INK] * len(test_points) if test_labels is None else [colour(label) for label in test_labels]
+        named = names or [""] * len(test_points)
+        for (x, y), own, name in zip(np.asarray(test_points), colours, named, strict=True):
+            ax.plot(x, y, "D", markersize=10 if name else 4, color=own, markeredgecolor=INK, markeredgewidth=0.7,
+                    zorder=6 if name else 4)
+            ax.annotate(name, (x, y), xytext=(0, -8), textcoords="offset points", ha="center", va="top", fontsize=9,
+                        weight="bold", zorder=7, bbox=HALO if name else None)
     ax.set(xticks=[], yticks=[], xlabel="map, first direction (no unit)", ylabel="map, second direction (no unit)")
     ax.spines[["left", "bottom"]].set_color(QUIET)
     return ax
@@ -150,9 +151,10 @@ def influence_scatter(distance, influence, labels=None, classes=(), helpful=(), 
     ax.axhline(0, color=QUIET, linewidth=0.8, zorder=0)
     for ids, marker, edge in ((list(helpful), "^", HELPFUL), (list(harmful), "v", HARMFUL)):
         ax.scatter(distance[ids], influence[ids], 60, marker=marker, facecolors="none", edgecolors=edge, linewidths=1.5)
-        for i in ids:
-            ax.annotate(f"{i}", (distance[i], influence[i]), xytext=(6, 0), textcoords="offset points", va="center",
-                        fontsize=8)
+        for rank, i in enumerate(ids):  # to the right and the left in turn: neighbours in rank are neighbours in height
+            side, shift = (("left", 6), ("right", -6))[rank % 2]
+            ax.annotate(f"{i}", (distance[i], influence[i]), xytext=(shift, 0), textcoords="offset points", ha=side,
+                        va="center", fontsize=8)
     if labels is not None:
         ax.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2,
                   handletextpad=0.1)
@@ -168,7 +170,7 @@ def predicted_actual(predicted, actual, unit: str = EFFECT, ax=None):
     """
     predicted, actual = np.asarray(predicted, dtype=float).ravel(), np.asarray(actual, dtype=float).ravel()
     if predicted.shape != actual.shape or len(actual) < 2:
-        raise ValueError(f"predicted and actual must have one length, 2 or more, got {len(predicted)} and {len(actual)}")
+        raise ValueError(f"predicted and actual must be 2 or more pairs, got {len(predicted)} and {len(actual)} values")
     ax = axes(ax, 4.6, 4.4)
     ends = np.array([min(predicted.min(), actual.min()), max(predicted.max(), actual.max())])
     ends = ends + np.array([-0.05, 0.05]) * (ends[1] - ends[0])
@@ -182,7 +184,7 @@ def predicted_actual(predicted, actual, unit: str = EFFECT, ax=None):
 
 
 def loss_curve(history, ax=None):
-    """The training risk of each epoch, counted from 1, in nats, on a logarithmic axis: what `fit` returned, or a list."""
+    """The training risk, in nats on a logarithmic axis, of each epoch from 1: of what `fit` returned, or of a list."""
     risk = getattr(history, "risk", history)
     ax = axes(ax, 6, 3.2)
     ax.plot(np.arange(1, len(risk) + 1), np.asarray(risk, dtype=float), color=HELPFUL, linewidth=1.5)

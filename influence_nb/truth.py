@@ -25,7 +25,8 @@ def leave_one_out(task: Task, ids, tol: float = 1e-10, progress: bool = True) ->
         ids: training examples to remove, [m].
 
     Returns:
-        Tensor [n_test, m]: loss(test_i; theta without j) - loss(test_i; theta), in nats; positive = helpful.
+        Tensor [n_test, m]: loss(test_i; theta without j) - loss(test_i; theta), in nats; positive = helpful. For a task with
+        a measure, the drop of the measure.
 
     Cost: one dense Hessian and its decomposition, then a few dozen Hessian-vector products an example.
 
@@ -37,7 +38,7 @@ def leave_one_out(task: Task, ids, tol: float = 1e-10, progress: bool = True) ->
         raise ValueError(f"ids must lie in 0..{len(task.train) - 1}, got {min(ids)}..{max(ids)}")
     base = replace(task, model=copy.deepcopy(task.model))
     converge(base, tol=tol)
-    start, before = copy.deepcopy(base.model.state_dict()), base.losses()
+    start, before = copy.deepcopy(base.model.state_dict()), reading(base)
     eigen = Eigen.of(Hessian(base).dense())
     effects = []
     for j in tqdm(ids, desc="retraining", disable=not progress, leave=False):
@@ -45,5 +46,10 @@ def leave_one_out(task: Task, ids, tol: float = 1e-10, progress: bool = True) ->
         w = torch.ones(len(task.train)).to(before)
         w[j] = 0
         converge(base, w, tol=tol, base=eigen)
-        effects.append(base.losses() - before)
+        effects.append(reading(base) - before)
     return torch.stack(effects, dim=1)
+
+
+def reading(task: Task) -> Tensor:
+    """What a removal raises where the example was helpful, [n_test]: the test losses, or minus the task's measure."""
+    return task.losses() if task.measure is None else -task.measure(task.outputs(), task.test.y)

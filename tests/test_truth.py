@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from problems import digits_task
 
-from influence_nb import Split, Task, leave_one_out, models
+from influence_nb import Split, Task, converge, leave_one_out, models
 from influence_nb.checks import snapshot, untouched
 
 
@@ -30,6 +32,19 @@ def test_the_task_is_left_as_found_and_bad_ids_are_refused():
     assert untouched(task.model, before)
     with pytest.raises(ValueError, match=r"0\.\.19, got 3\.\.20"):
         leave_one_out(task, [3, 20])
+
+
+def test_with_a_measure_the_truth_is_its_drop():
+    def margin(outputs, y):
+        return outputs[:, 0] - outputs[:, 1]
+
+    task = replace(digits_task(n=20), measure=margin)
+    again = task.to(torch.float64)
+    w = torch.ones(20, dtype=torch.float64)
+    w[3] = 0
+    converge(again, w)
+    drop = margin(task.outputs(), None) - margin(again.outputs(), None)
+    assert torch.allclose(leave_one_out(task, [3], progress=False)[:, 0], drop, atol=1e-8)
 
 
 def test_removing_a_copy_of_a_test_point_hurts_it():

@@ -1,4 +1,4 @@
-"""Which training examples answer for a test point: strongest neighbours from Scores or from a method, and the preload."""
+"""Which training examples answer for a test point: the strongest neighbours, from Scores or from a method."""
 
 from collections import OrderedDict
 
@@ -34,11 +34,14 @@ class Answers:
 
     def check(self, name, scores):
         if scores.task != self.fingerprint:
-            raise ValueError(f"scores {name!r} must belong to task {self.fingerprint}, got scores of task {scores.task}: the "
-                             "model, its training data or the loss differ; compute the scores again")
+            raise ValueError(f"scores {name!r} must belong to task {self.fingerprint}, got {scores.task}: the model, "
+                             "its training data or the loss differ; compute the scores again")
         n = len(self.task.train)
         if scores.train_ids.tolist() != list(range(n)):
-            raise ValueError(f"scores {name!r} must cover the {n} training examples in order, got {len(scores.train_ids)} ids")
+            raise ValueError(f"scores {name!r} must cover the {n} training examples in order, got "
+                             f"{len(scores.train_ids)} ids")
+        if not torch.isfinite(scores.values.sum()):
+            raise ValueError(f"scores {name!r} must be finite, got NaN or infinity: more damping?")
         if int(scores.test_ids.max()) >= len(self.task.test):
             raise ValueError(f"scores {name!r} must be of test points 0..{len(self.task.test) - 1}, got "
                              f"{int(scores.test_ids.max())}")
@@ -59,8 +62,8 @@ class Answers:
     def check_ids(self, test_ids) -> None:
         for name, scores in self.methods.items():
             if isinstance(scores, Scores) and (missing := sorted(set(test_ids) - set(scores.test_ids.tolist()))):
-                raise ValueError(f"test_ids must be held by scores {name!r}, which lack {len(missing)} of {len(test_ids)}, "
-                                 f"first {missing[0]}: leave it out or score it")
+                raise ValueError(f"test_ids must be held by scores {name!r}, which lack {len(missing)} of "
+                                 f"{len(test_ids)}, first {missing[0]}: leave it out or score it")
 
     def scores(self, name, test_id) -> Scores:
         """Scores that hold this test point."""
@@ -75,39 +78,60 @@ class Answers:
                 self.cache.popitem(last=False)
         return self.cache[key]
 
+    def complete(self, name, test_ids) -> Scores:
+        """Scores that hold all of these test points."""
+        if self.given(name):
+            return self.methods[name]
+        scores = self.methods[name].scores(self.task.test.take(test_ids))
+        self.check(name, scores)
+        return scores
+
     def row(self, name, test_id) -> np.ndarray:
         """Scores float32 [n_train] of one test point."""
-        return self.scores(name, test_id).row(test_id).detach().cpu().numpy().astype(np.float32)
+        return self.scores(name, test_id).row(test_id).detach().cpu().float().numpy()
 
     def top(self, name, test_id, k) -> dict:
         """The k most helpful and most harmful examples, with scores in float32, as the browser holds them."""
-        top = self.scores(name, test_id).top(test_id, k)
-        return {"test_id": test_id, "method": list(self.methods).index(name), "k": k,
-                "helpful": top.helpful, "helpful_scores": np.float32(top.helpful_scores).tolist(),
-                "harmful": top.harmful, "harmful_scores": np.float32(top.harmful_scores).tolist()}
+        scores = self.scores(name, test_id)
+        answer = {"test_id": test_id, "method": list(self.methods).index(name), "k": k}
+        for side, sign in SIDES.items():
+            ids, values = strongest(scores, test_id, sign, k)
+            answer |= {side: ids.tolist(), f"{side}_scores": values.tolist()}
+        return answer
 
-    def preload(self, test_ids) -> tuple[np.ndarray, np.ndarray]:
-        """The DEPTH strongest of each side for all given Scores: ids int32 and scores float32, both
-        [n_methods, len(test_ids), 2, DEPTH], strongest first; id -1 where a side is shorter or scores are not given."""
+    def preload(self, test_ids, held=None) -> tuple[np.ndarray, np.ndarray]:
+        """The DEPTH strongest of each side, from all Scores given or `held`: ids int32 and scores float32, both
+        [n_methods, len(test_ids), 2, DEPTH], strongest first; id -1 where a side is shorter or there are no scores."""
         ids = np.full((len(self.methods), len(test_ids), 2, DEPTH), -1, np.int32)
         values = np.zeros(ids.shape, np.float32)
-        for m, (name, scores) in enumerate(self.methods.items()):
-            if not self.given(name):
+        for m, name in enumerate(self.methods):
+            scores = (held or self.methods)[name]
+            if not isinstance(scores, Scores):
                 continue
-            at = {int(i): row for row, i in enumerate(scores.test_ids.tolist())}
             for row, test_id in enumerate(test_ids):
-                for side, sign in enumerate((1, -1)):
-                    signed = sign * scores.values[at[test_id]].detach().cpu()
-                    order = strongest(signed, DEPTH, positive=scores.is_effect)
-                    ids[m, row, side, :len(order)] = order.numpy()
-                    values[m, row, side, :len(order)] = sign * signed[order].numpy()
+                for side, sign in enumerate(SIDES.values()):
+                    found, strength = strongest(scores, test_id, sign, DEPTH)
+                    ids[m, row, side, :len(found)], values[m, row, side, :len(found)] = found, strength
         return ids, values
 
+    def sides(self, unit) -> tuple[list[str], list[str]]:
+        """What the two ends of a ranking are called, and their headings: only removal effects help and harm."""
+        if unit is not None and not unit.endswith("per removed example"):
+            return ["highest", "lowest"], [f"Highest: {unit}", f"Lowest: {unit}"]
+        what = "loss" if self.task.measure is None else "measure"
+        ways = ("higher", "lower") if self.task.measure is None else ("lower", "higher")
+        return ["helpful", "harmful"], [f"{side}: without one of these, the {what} would be {way}"
+                                        for side, way in zip(("Helpful", "Harmful"), ways, strict=True)]
 
-def strongest(row: torch.Tensor, k: int, positive: bool) -> torch.Tensor:
-    """Ids of the k greatest values of row [n], greatest first, equal ones in the order of their ids; cost O(n)."""
-    k = min(k, len(row))
-    least = torch.topk(row, k, sorted=False).values.min()
-    found = (row >= least).nonzero()[:, 0]
-    found = found[torch.argsort(-row[found], stable=True)][:k]
-    return found[row[found] > 0] if positive else found
+
+SIDES = {"helpful": 1, "harmful": -1}
+
+
+def strongest(scores: Scores, test_id: int, sign: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and float32 scores of the k strongest examples of one side, in the order of `Scores.top`; cost O(n_train)."""
+    row = sign * scores.row(test_id).detach().cpu()
+    least = torch.topk(row, min(k, len(row)), sorted=False).values.min()
+    ids = (row >= least).nonzero()[:, 0]
+    ids = ids[torch.argsort(-row[ids], stable=True)][:k]
+    ids = ids[row[ids] > 0] if scores.is_effect else ids
+    return ids, (sign * row[ids]).float()

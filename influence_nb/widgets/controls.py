@@ -31,31 +31,25 @@ def toolbar(state, cancel):
         class_filter=choice("class_filter", "Class", "120px", every),
         search=w.Text(description="Search ids, classes, text", placeholder="6558, or a word", continuous_update=False,
                       layout={"width": "170px"}),
-        misclassified_only=w.Checkbox(description="mistakes only", indent=False, tooltip="Show only the test points that the "
-                                      "model gets wrong", layout={"width": "120px"}),
-        lasso=w.ToggleButton(description="Lasso", layout={"width": "64px"},
-                             tooltip="Drag round training points; with Ctrl to add, with Alt to remove. Or hold Shift and drag"),
+        misclassified_only=w.Checkbox(description="mistakes only", indent=False, layout={"width": "120px"},
+                                      tooltip="Show only the test points that the model gets wrong"),
+        lasso=w.ToggleButton(description="Lasso", layout={"width": "64px"}, tooltip="Drag round training points, with "
+                             "Ctrl to add, with Alt to remove; or hold Shift and drag"),
         pin=button("Pin", "Keep this test point, to compare it with another", lambda: pin(state)),
         undo=button("Undo", "Take back the last step", state.undo),
         redo=button("Redo", "Do again what was taken back", state.redo),
         clear=button("Clear", "Drop selection, pin, filters and search", lambda: clear(state)),
-        cancel=button("Cancel", "Give up the computation of the map", cancel),
+        cancel=button("Cancel", "Give up the computation of the map", cancel, "72px"),
     )
     for trait in ("k", "search", "misclassified_only"):
         link((state, trait), (getattr(c, trait), "value"))
     dlink((state, "pinned"), (c.pin, "description"), lambda pinned: "Pin" if pinned is None else "Unpin")
     c.cancel.layout.display = "none"
-    state.observe(lambda _: steps(state, c))
-    steps(state, c)
+    dlink((state, "undoable"), (c.undo, "disabled"), lambda possible: not possible)
+    dlink((state, "redoable"), (c.redo, "disabled"), lambda possible: not possible)
     box = w.HBox(list(vars(c).values()))
     box.add_class("inb-toolbar")
     return box, c
-
-
-def steps(state, controls):
-    """Grey out what would do nothing."""
-    controls.undo.disabled, controls.redo.disabled = not state.past, not state.future
-    controls.pin.disabled = state.pinned is None and state.test_id is None
 
 
 def pin(state):

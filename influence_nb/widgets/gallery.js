@@ -1,18 +1,11 @@
 // The test point asked about, the examples that helped and harmed it, and the selected ones, as cards.
 import { thumbnail } from "./paint.js";
-import { bytesOf, shelf } from "./shelf.js";
+import { bytesOf, forget, make, shelf } from "./shelf.js";
 
 const SHOWN = 24; // cards of the selection, whose size is said in full
 
-const make = (tag, className, parent, text) => {
-  const element = document.createElement(tag);
-  element.className = className;
-  if (text !== undefined) element.textContent = text;
-  parent?.append(element);
-  return element;
-};
 const signed = (value) => {
-  const text = Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? value.toPrecision(3) : value.toExponential(1);
+  const text = Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? value.toPrecision(3) : value.toExponential(2);
   return (value > 0 ? "+" : "") + text.replaceAll("-", "\u2212");
 };
 
@@ -20,6 +13,7 @@ class Gallery {
   constructor(model, el) {
     this.model = model;
     this.shelf = shelf(model.get("source"));
+    this.shelf.models.add(model);
     this.root = make("div", "inb inb-gallery", el);
     this.headline = make("div", "inb-headline", this.root);
     this.headline.setAttribute("aria-live", "polite");
@@ -73,8 +67,11 @@ class Gallery {
 
   summary({ test_id, helpful, harmful, method }) {
     const [up, down] = this.model.get("side_names")[method] ?? ["helpful", "harmful"];
-    const list = (ids) => (ids.length ? ids.slice(0, 3).join(", ") : "none");
-    return `Test point ${test_id}: ${this.shelf.words("test", test_id)}. Most ${up}: ${list(helpful)}. Most ${down}: ${list(harmful)}.`;
+    const list = (name, ids) => {
+      const said = name.endsWith("ful") ? `Most ${name}` : name[0].toUpperCase() + name.slice(1);
+      return `${said}: ${ids.length ? ids.slice(0, 3).join(", ") : "none"}.`;
+    };
+    return `Test point ${test_id}: ${this.shelf.words("test", test_id)}. ${list(up, helpful)} ${list(down, harmful)}`;
   }
 
   // One test point at the left, its two rows of cards at the right.
@@ -119,8 +116,9 @@ class Gallery {
 
   card(parent, layer, id, lines, spoken = "") {
     const { picture, text, known, label, predicted } = this.shelf.get(layer, id);
-    const card = make("button", text && !picture ? "inb-card inb-worded" : "inb-card", parent);
-    card.type = "button";
+    const card = make(layer === "train" ? "button" : "div", text && !picture ? "inb-card inb-worded" : "inb-card", parent);
+    if (layer === "train") card.type = "button";
+    else card.setAttribute("role", "group");
     card.dataset.id = id;
     card.dataset.layer = layer;
     card.dataset.key = `${layer} ${id}`;
@@ -139,15 +137,8 @@ class Gallery {
     const kind = layer === "test" ? "test point" : "training example";
     card.setAttribute("aria-label", `${spoken}${kind} ${id}, ${this.shelf.words(layer, id)}${lines[0] ? `, ${lines[0]}` : ""}` +
       (text ? `: ${text}` : ""));
-    const hover = (value) => {
-      if (this.model.get("hover") === value) return;
-      this.model.set("hover", value);
-      this.model.save_changes();
-    };
-    card.addEventListener("pointerenter", () => hover(card.dataset.key));
-    card.addEventListener("pointerleave", () => hover(""));
-    card.addEventListener("focus", () => hover(card.dataset.key));
-    card.addEventListener("blur", () => hover(""));
+    for (const name of ["pointerenter", "focus"]) card.addEventListener(name, () => this.shelf.hover(layer, id));
+    for (const name of ["pointerleave", "blur"]) card.addEventListener(name, () => this.shelf.hover(null));
     if (layer === "train") card.addEventListener("click", (event) => this.choose(id, event.shiftKey || event.ctrlKey || event.metaKey));
     return card;
   }
@@ -172,16 +163,14 @@ class Gallery {
     this.root.dataset.hover = hover;
     for (const card of this.columns.querySelectorAll("[data-id]")) {
       card.classList.toggle("inb-hovered", card.dataset.key === hover);
-      const chosen = card.dataset.layer === "train" && ids.has(Number(card.dataset.id));
-      card.setAttribute("aria-pressed", chosen);
+      if (card.dataset.layer === "train") card.setAttribute("aria-pressed", ids.has(Number(card.dataset.id)));
     }
   }
 }
 
 function initialize({ model }) {
-  const fill = () => shelf(model.get("source")).fill(model);
-  fill();
-  for (const name of ["train_pictures", "train_texts", "train_predicted"]) model.on(`change:${name}`, fill);
+  shelf(model.get("source")).fill(model);
+  return () => forget(model.get("source"));
 }
 
 function render({ model, el }) {

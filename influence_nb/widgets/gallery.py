@@ -30,5 +30,5 @@ class Gallery(anywidget.AnyWidget):
     pinned_answer = Dict().tag(sync=True)
     side_names = List().tag(sync=True)  # by method, [helpful, harmful]
     side_titles = List().tag(sync=True)
-    hover = Unicode("").tag(sync=True)
+    hover = Unicode("").tag(sync=True, echo_update=False)
     selected = raw()

@@ -51,7 +51,7 @@ export function ticks(lo, hi, n = 5) {
   const rough = (hi - lo) / n;
   if (!(rough > 0) || !Number.isFinite(rough)) return [];
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((m) => m * power >= rough * 0.999);
+  const step = power * (rough < 1.5 * power ? 1 : rough < 3.5 * power ? 2 : rough < 7.5 * power ? 5 : 10);
   const largest = Math.max(Math.abs(lo), Math.abs(hi));
   const plain = largest < 1e5 && step >= 1e-4;
   const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));

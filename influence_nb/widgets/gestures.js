@@ -15,7 +15,9 @@ export function gestures(cloud) {
 
   function zoom(factor, px = null, py = null, fx = factor, fy = factor) {
     const { area } = cloud;
-    if (!factor) cloud.view = null;
+    if (!cloud.view) return;
+    cloud.whole = false;
+    if (!factor) cloud.showAll();
     else cloud.view = zoomed(cloud.view, area, px ?? area.left + area.width / 2, py ?? area.top + area.height / 2, fx, fy);
     cloud.schedule("all");
   }
@@ -44,6 +46,7 @@ export function gestures(cloud) {
       state.loop.push([x, y]);
       cloud.schedule("over");
     } else {
+      cloud.whole = false;
       cloud.view = panned(cloud.view, x - drag.last[0], y - drag.last[1]);
       cloud.schedule("all");
     }
@@ -55,13 +58,15 @@ export function gestures(cloud) {
     drag = null;
     if (moved && lasso) {
       const { train } = cloud.layers;
-      const how = event.ctrlKey || event.metaKey || (event.shiftKey && cloud.get("lasso")) ? "add" : event.altKey ? "remove" : "replace";
+      const adding = event.ctrlKey || event.metaKey || (event.shiftKey && cloud.get("lasso"));
+      const how = adding ? "add" : event.altKey ? "remove" : "replace";
       const rows = lassoed(train.xy, train.hidden, cloud.view, cloud.area, state.loop);
       state.loop = [];
       cloud.select(combined(cloud.selected(), rows, how));
     } else if (!moved) {
       const [found, id] = cloud.pick(...at(event));
       state.cursor = [null, null];
+      cloud.hover(found, id);
       if (found) cloud.choose(found, id, event.timeStamp, event.shiftKey || event.ctrlKey || event.metaKey);
     }
   });
@@ -71,7 +76,7 @@ export function gestures(cloud) {
     cloud.schedule("over");
   });
   listen(canvas, "pointerleave", () => !drag && cloud.hover(null));
-  listen(canvas, "dblclick", () => zoom(0));
+  listen(canvas, "dblclick", (event) => cloud.pick(...at(event))[0] || zoom(0));
 
   // A page that is being scrolled goes on scrolling when a plot comes under the pointer.
   listen(window, "wheel", (event) => {
@@ -136,6 +141,10 @@ export function gestures(cloud) {
     } else return;
     event.preventDefault();
     event.stopPropagation();
+  });
+  // Keys in the stock controls, too, belong to them and not to the notebook; the mark counts on the element itself alone.
+  listen(document, "focusin", ({ target }) => {
+    if (target.closest?.(".inb-explorer")) target.dataset.lmSuppressShortcuts = "true";
   });
   listen(canvas, "focus", () => cloud.schedule("over"));
   listen(canvas, "blur", () => {

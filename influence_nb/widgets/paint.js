@@ -112,7 +112,7 @@ export function axes(ctx, view, area, theme, xLabel, yLabel) {
   ctx.fillStyle = theme.quiet;
   ctx.textAlign = "center";
   ctx.textBaseline = "top";
-  for (const { value, text } of ticks(x0, x1, width / 90)) {
+  for (const { value, text } of ticks(x0, x1, width / 80)) {
     const px = Math.round(toScreen(view, area, value, 0)[0]) + 0.5;
     rule(px, top + height, px, top + height + 4, theme.quiet);
     ctx.fillText(text, px, top + height + 7);

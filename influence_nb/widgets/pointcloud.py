@@ -40,7 +40,7 @@ def raw(**tags) -> Bytes:
 
 
 class PointCloud(anywidget.AnyWidget):
-    """Training and test points on three canvases, used for the map and for the scatter. Ids of training points are rows."""
+    """Training and test points on canvases, used for the map and for the scatter. Ids of training points are rows."""
 
     _esm = module("pointcloud.js")
     _css = source("style.css")
@@ -75,6 +75,6 @@ class PointCloud(anywidget.AnyWidget):
     pinned_answer = Dict().tag(sync=True)
     side_names = List().tag(sync=True)  # by method, [helpful, harmful]
     # linked with the other views
-    hover = Unicode("").tag(sync=True)  # "train 123", "test 6558" or ""
+    hover = Unicode("").tag(sync=True, echo_update=False)  # "train 123", "test 6558" or ""
     selected = raw()  # int32 ids of training points
     lasso = Bool(False).tag(sync=True)

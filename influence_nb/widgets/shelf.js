@@ -10,6 +10,18 @@ export const bytesOf = (value, Type = Uint8Array) => {
   return new Type(view.buffer, view.byteOffset, view.byteLength / Type.BYTES_PER_ELEMENT);
 };
 
+export function make(tag, className, parent, text) {
+  const element = document.createElement(tag);
+  element.className = className;
+  if (text !== undefined) element.textContent = text; // never as HTML: it may come from data
+  parent?.append(element);
+  return element;
+}
+
+export function forget(source) {
+  shelves.delete(source);
+}
+
 export function shelf(source) {
   if (!shelves.has(source)) shelves.set(source, new Shelf());
   return shelves.get(source);
@@ -19,7 +31,8 @@ class Shelf {
   constructor() {
     this.classes = [];
     this.layers = { train: layer(), test: layer() };
-    this.listeners = new Set();
+    this.listeners = new Set(); // called when pictures have come
+    this.models = new Set(); // of the views that share a hovered point
     this.wanted = new Set();
   }
 
@@ -61,6 +74,11 @@ class Shelf {
     const { label, predicted } = this.get(name, id);
     const of = (index) => this.classes[index] ?? "?";
     return label === predicted ? of(label) : `${of(label)} predicted ${of(predicted)}`;
+  }
+
+  // Hovering is told to the views of the page and, with their next change, to the kernel: it has no use for each move.
+  hover(layer, id) {
+    for (const model of this.models) model.set("hover", layer ? `${layer} ${id}` : "");
   }
 
   want(model, name, ids) {

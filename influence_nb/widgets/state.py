@@ -41,6 +41,8 @@ class ExplorerState(HasTraits):
     removed = List(Int())
     flips = Dict(key_trait=Int(), value_trait=Int())
     status = Unicode("")
+    undoable = Bool(False)
+    redoable = Bool(False)
 
     def __init__(self, test_ids, n_train, classes, methods, layers, projections, metrics, task=""):
         self.n_train, self.task = int(n_train), task
@@ -50,6 +52,7 @@ class ExplorerState(HasTraits):
                         "metric": tuple(metrics), "colour_by": COLOURS, "class_filter": ("", *classes)}
         self.past, self.future, self._open, self._replaying = [], [], None, False
         super().__init__(**{name: self.choices[name][0] for name in ("method", "layer", "projection", "metric")})
+        self.asked()  # a list that was never read has no old value to undo to
         self.observe(self._record, ASKED)
 
     @validate("method", "layer", "projection", "metric", "colour_by", "class_filter")
@@ -64,8 +67,8 @@ class ExplorerState(HasTraits):
     def _shown(self, proposal):
         if proposal.value is not None and proposal.value not in self.test_ids:
             few = ", ".join(map(str, sorted(self.test_ids)[:5]))
-            raise ValueError(f"{proposal.trait.name} must be one of the {len(self.test_ids)} test points shown ({few}, ...), "
-                             f"got {proposal.value}: Explorer(..., test_ids=[{proposal.value}, ...])?")
+            raise ValueError(f"{proposal.trait.name} must be one of the {len(self.test_ids)} test points shown ({few}, "
+                             f"...), got {proposal.value}: Explorer(..., test_ids=[{proposal.value}, ...])?")
         return proposal.value
 
     @validate("k")
@@ -96,10 +99,10 @@ class ExplorerState(HasTraits):
         if self._open is not None:
             self._open.setdefault(change.name, change.old)
             return
+        if not (change.name == "k" and self.past and set(self.past[-1]) == {"k"}):  # one drag of a slider is one step
+            self.past.append({change.name: change.old})
         self.future.clear()
-        if change.name == "k" and self.past and set(self.past[-1]) == {"k"}:  # one drag of a slider is one step
-            return
-        self.past.append({change.name: change.old})
+        self._count()
 
     @contextmanager
     def one_step(self):
@@ -115,6 +118,7 @@ class ExplorerState(HasTraits):
             if step:
                 self.past.append(step)
                 self.future.clear()
+            self._count()
 
     def undo(self) -> bool:
         """Take back the last step; False where there is none."""
@@ -128,20 +132,34 @@ class ExplorerState(HasTraits):
         """Drop all steps: what is now is the beginning."""
         self.past.clear()
         self.future.clear()
+        self._count()
+
+    def withdraw(self, **values) -> None:
+        """Put these values back, as if the last change of them had never been asked for."""
+        if self.past and set(self.past[-1]) <= set(values):
+            self.past.pop()
+        self._put(values)
 
     def _replay(self, source, target):
         if not source:
             return False
         step = source.pop()
         target.append({name: getattr(self, name) for name in step})
+        self._put(step)
+        return True
+
+    def _put(self, values):
         self._replaying = True
         try:
             with self.hold_trait_notifications():
-                for name, value in step.items():
+                for name, value in values.items():
                     setattr(self, name, value)
         finally:
             self._replaying = False
-        return True
+        self._count()
+
+    def _count(self):
+        self.undoable, self.redoable = bool(self.past), bool(self.future)
 
     def to_json(self) -> str:
         """The state as JSON text."""
@@ -153,20 +171,17 @@ class ExplorerState(HasTraits):
         Raises:
             ValueError: the text is damaged, is no explorer state, or belongs to another task.
         """
-        cure = "save it again with Explorer.save"
         try:
             saved = json.loads(text)
-            if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-                raise ValueError(f"expected an object with format {FORMAT!r}")
         except ValueError as error:
-            raise ValueError(f"expected the saved state of an explorer, got something else or a damaged file ({error}): "
-                             f"{cure}") from error
+            raise ValueError(f"expected the saved state of an explorer, got a damaged file ({error})") from error
+        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+            raise ValueError(f"expected the saved state of an explorer (format {FORMAT!r}), got something else")
         if saved.get("task") != self.task:
-            raise ValueError(f"expected a state of task {self.task}, got one of task {saved.get('task')}: the model, its "
+            raise ValueError(f"expected a state of task {self.task}, got one of {saved.get('task')}: the model, its "
                              "training data or the loss differ")
-        if set(saved) - {"format", "task"} != set(ASKED):
-            odd = sorted((set(saved) - {"format", "task"}) ^ set(ASKED))
-            raise ValueError(f"expected the entries {', '.join(ASKED)}; missing or unknown: {', '.join(map(str, odd))}: {cure}")
+        if odd := (set(saved) - {"format", "task"}) ^ set(ASKED):
+            raise ValueError(f"expected the entries {', '.join(ASKED)}; missing or unknown: {', '.join(sorted(odd))}")
         trial = ExplorerState(self.test_ids, self.n_train, self.classes, *(self.choices[name] for name in (
             "method", "layer", "projection", "metric")), self.task)
         try:

@@ -1,4 +1,4 @@
-"""A Jupyter server on loopback, a notebook of it in Chromium, and its kernel: what a reader meets, for tests to question."""
+"""A Jupyter server on loopback, a notebook of it in Chromium, and its kernel: what a reader meets."""
 
 import ast
 import json
@@ -18,7 +18,8 @@ import nbformat
 from jupyter_client import BlockingKernelClient
 
 ROOT = Path(__file__).parents[2]
-FIRST, ROUND_TRIP, NAVIGATION = 90_000, 30_000, 60_000  # ms: the first widget, an answer, a page
+# limits in ms, of the first widget, an answer, a page, and all cells of a notebook
+FIRST, ROUND_TRIP, NAVIGATION, RUN = 90_000, 30_000, 60_000, 300_000
 FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 
@@ -29,20 +30,22 @@ SERVER = ["--no-browser", "--ServerApp.allow_root=True", "--ServerApp.ip=127.0.0
 FRONTENDS = {
     "lab": (["jupyterlab", "--LabApp.expose_app_in_browser=True", *SERVER], "lab/tree/{name}?reset"),
     "notebook": (["notebook", "--JupyterNotebookApp.expose_app_in_browser=True", *SERVER], "notebooks/{name}"),
-    "voila": (["voila", "--no-browser", "--Voila.ip=127.0.0.1", "--port={port}", "--Voila.connection_dir_root={runtime}",
-               "--VoilaConfiguration.extension_denylist=@jupyter-notebook/lab-extension",  # has no place in Voila, and says so
-               "{folder}"], "voila/render/{name}"),
+    "voila": (["voila", "--no-browser", "--Voila.ip=127.0.0.1", "--port={port}",
+               "--Voila.connection_dir_root={runtime}",
+               # this extension of Notebook 7 has no place in Voila, and complains of it on every page
+               "--VoilaConfiguration.extension_denylist=@jupyter-notebook/lab-extension", "{folder}"],
+              "voila/render/{name}"),
 }
-OWN_ERRORS = {"notebook": "reading 'schema'"}       # Notebook 7.6.5 throws this once at load, with a clean config too
-OWN_REQUESTS = {"voila": "cdn.jsdelivr.net"}        # Voila's page template asks there for Font Awesome; harmless offline
+OWN_ERRORS = {"notebook": "reading 'schema'"}  # Notebook 7.6.5 throws this once at load, with a clean config too
+OWN_REQUESTS = {"voila": "cdn.jsdelivr.net"}   # Voila's page template asks there for Font Awesome; harmless offline
 
 
 def chromium() -> str:
     """The path of Chromium: $CHROMIUM, the one on the path, or Debian's."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
     if not os.access(path, os.X_OK):
-        raise FileNotFoundError(f"the browser tests need Chromium, expected at {path}: `apt install chromium` (or `python -m "
-                                "playwright install chromium`) and set CHROMIUM to its path if it is elsewhere")
+        raise FileNotFoundError(f"the browser tests need Chromium, expected at {path}: `apt install chromium`, or set "
+                                "CHROMIUM to the path of one installed elsewhere")
     return path
 
 
@@ -68,14 +71,14 @@ class Server:
             port = free.getsockname()[1]
         self.url, self.log = f"http://127.0.0.1:{port}/", home / "server.log"
         own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
-               "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
-               "MPLCONFIGDIR": "matplotlib"}
+               "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+               "IPYTHONDIR": "ipython", "MPLCONFIGDIR": "matplotlib"}
         python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, **{key: str(home / name) for key, name in own.items()}, "PYTHONPATH": python_path}
         command = [part.format(port=port, folder=self.folder, runtime=self.runtime) for part in FRONTENDS[frontend][0]]
         with open(self.log, "w") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", *command], env=environment, cwd=self.folder, stdout=log,
-                                            stderr=log, start_new_session=True)
+            self.process = subprocess.Popen([sys.executable, "-m", *command], env=environment, cwd=self.folder,
+                                            stdout=log, stderr=log, start_new_session=True)
         self.wait()
 
     def wait(self):
@@ -114,7 +117,7 @@ class Kernel:
         self.client.start_channels(hb=False, iopub=False, stdin=False)
 
     def ask(self, expression, before="pass"):
-        """The value of a Python `expression` in the notebook's kernel, by way of JSON, after the statements `before`."""
+        """The value of a Python `expression` in the kernel, by way of JSON, after the statements `before`."""
         answer = {"answer": f"__import__('json').dumps({expression}, default=lambda a: a.tolist())"}
         reply = self.client.execute(before, store_history=False, user_expressions=answer, reply=True,
                                     timeout=ROUND_TRIP / 1000)["content"]
@@ -127,6 +130,7 @@ class Kernel:
         deadline = time.monotonic() + ROUND_TRIP / 1000
         while (answer := self.ask(expression)) != value:
             assert time.monotonic() < deadline, f"{expression} is {answer}, expected {value}"
+            time.sleep(0.03)  # each question makes the page busy too
 
 
 class Watch:
@@ -142,8 +146,9 @@ class Watch:
         page.on("websocket", lambda socket: self.request(socket.url))
 
     def error(self, text, url):
-        known = self.own_error and self.own_error in text or self.own_request and urlsplit(url).hostname == self.own_request
-        if not known:
+        own_error = self.own_error and self.own_error in text
+        own_request = self.own_request and urlsplit(url).hostname == self.own_request
+        if not (own_error or own_request):
             self.errors.append(f"{text} {url}".strip())
 
     def request(self, url):
@@ -153,14 +158,16 @@ class Watch:
             self.elsewhere.append(url)
 
     def check(self):
-        """Raise AssertionError where the page threw, complained, or asked anybody but this computer."""
-        assert not self.errors, "\n".join(self.errors)
+        """Raise AssertionError where the page, since the last check, threw, complained or asked off this computer."""
+        errors, self.errors = self.errors, []
+        assert not errors, "\n".join(errors)
         assert not self.elsewhere, f"requests off loopback: {self.elsewhere}"
 
 
-RUN_ALL = """async () => {
+RUN_ALL = """async (limit) => {
     const app = window.jupyterapp, panel = app.shell.currentWidget;
-    await app.commands.execute("notebook:run-all-cells");
+    const late = new Promise((_, reject) => setTimeout(() => reject(new Error(`runs for over ${limit} ms`)), limit));
+    await Promise.race([app.commands.execute("notebook:run-all-cells"), late]);
     return panel.content.model.toJSON().cells.flatMap(cell => cell.outputs || [])
         .filter(output => output.output_type === "error").map(output => output.ename + ": " + output.evalue);
 }"""
@@ -171,18 +178,19 @@ IDLE = """() => {
 
 
 @contextmanager
-def opened(browser, server, name, size=(1400, 1000)):
+def opened(browser, server, name, size=(1400, 1200)):
     """Open the notebook `name` of `server`, run all its cells, and yield (page, kernel, watch) with no error so far."""
     before, context = server.kernels(), browser.new_context(viewport=dict(zip(("width", "height"), size)))
     page = context.new_page()
     page.set_default_timeout(ROUND_TRIP)
     watch = Watch(page, server.frontend)
-    page.goto(server.url + FRONTENDS[server.frontend][1].format(name=name), timeout=NAVIGATION)
-    if server.frontend != "voila":  # Voila runs the cells itself
+    page.goto(server.url + FRONTENDS[server.frontend][1].format(name=name), timeout=NAVIGATION, wait_until="commit")
+    if server.frontend != "voila":
         page.wait_for_function(IDLE, timeout=NAVIGATION)
-        failed = page.evaluate(RUN_ALL)
+        failed = page.evaluate(RUN_ALL, RUN)
         assert not failed, failed
-    page.wait_for_selector(".inb-cloud[data-ready='1']", state="attached", timeout=FIRST)
+    limit = RUN if server.frontend == "voila" else FIRST  # Voila runs the cells itself, and shows the page when it has
+    page.wait_for_selector(".inb-cloud[data-ready='1']", state="attached", timeout=limit)
     kernel = Kernel((server.kernels() - before).pop())
     yield page, kernel, watch
     kernel.client.stop_channels()

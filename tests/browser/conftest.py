@@ -1,11 +1,14 @@
-"""Fixtures of the browser tests: a front end's server, Chromium, and a place for screenshots."""
+"""Fixtures of the browser tests: a front end's server, Chromium, explorers to play with, a place for screenshots."""
 
 import os
 from pathlib import Path
 
 import pytest
-from browse import FRONTENDS, Server, launched
 from playwright.sync_api import sync_playwright
+
+from .browse import FRONTENDS, Server, launched, opened
+from .problems import DIGITS, SENTENCES, START
+from .view import View
 
 
 def pytest_addoption(parser):
@@ -16,20 +19,42 @@ def pytest_addoption(parser):
 def pytest_generate_tests(metafunc):
     if "server" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--frontend", "lab")
-        metafunc.parametrize("server", list(FRONTENDS) if chosen == "all" else [chosen], indirect=True, scope="module")
+        frontends = list(FRONTENDS) if chosen == "all" else [chosen]
+        metafunc.parametrize("server", frontends, indirect=True, scope="package")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser():
     with sync_playwright() as playwright, launched(playwright) as browser:
         yield browser
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server(request, tmp_path_factory):
     server = Server(request.param, tmp_path_factory.mktemp(request.param))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="package")
+def digits(browser, server):
+    """An explorer of 400 training and 60 test digits, and below it one of sentences: (view, kernel, watch)."""
+    server.write("explorers.ipynb", DIGITS + SENTENCES)
+    with opened(browser, server, "explorers.ipynb") as (page, kernel, watch):
+        yield View(page), kernel, watch
+
+
+@pytest.fixture
+def explorer(digits):
+    """The explorer as at the start, test point 3 asked about: (view, kernel). Then: no error, no request elsewhere."""
+    view, kernel, watch = digits
+    view.page.mouse.move(5, 5)
+    kernel.ask("None", before="explorer.controls.lasso.value = False; explorer.state.from_json(start)")
+    view.asked(None)
+    kernel.ask("None", before=f"explorer.select({START}); explorer.state.forget()")
+    view.asked(START)
+    yield view, kernel
+    watch.check()
 
 
 @pytest.fixture(scope="session")

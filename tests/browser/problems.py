@@ -1,4 +1,8 @@
-"""Notebooks small enough for a test: explorers of digits and of sentences, with the names that the tests ask for."""
+"""Cells small enough for a test: an explorer of digits and one of sentences, with the names that the tests ask for."""
+
+import numpy as np
+
+K, START = 8, 3  # neighbours a side of the digits' explorer, and the test point that a test finds it at
 
 DIGITS = ["""
 import numpy as np
@@ -39,20 +43,30 @@ class Asked:
 """, """
 explorer = Explorer(task, {"influence": scores, "nearness": nearness, "asked": Asked()}, (train_xy, test_xy),
                     test_ids=range(60), k=8)
+explorer.select(None)
 start = explorer.state.to_json()
+explorer.select(0)
 explorer
 """]
 
 SENTENCES = ["""
-import torch
-from influence_nb import Scores, Split, Task
-from influence_nb.widgets import Explorer
-torch.manual_seed(0)
 tag = "<img src=x onerror='window.broken = 1'><script>window.broken = 1</script>"
-train = Split(torch.randn(30, 4), torch.arange(30) % 2, ("<i>bad</i>", "good"), tuple(f"{tag} sentence {i}" for i in range(30)))
-test = Split(torch.randn(6, 4), torch.arange(6) % 2, train.classes, tuple(f"{tag} question {i}" for i in range(6)))
-task = Task(torch.nn.Linear(4, 2), train, test)
-scores = Scores(torch.randn(6, 30), "made up", task.fingerprint(), torch.arange(6), torch.arange(30))
-explorer = Explorer(task, {"<i>scores</i>": scores}, (train.x[:, :2], test.x[:, :2]), k=4)
-explorer
+kinds = ("<i>bad</i>", "good")
+read = Split(torch.randn(30, 4), torch.arange(30) % 2, kinds, tuple(f"{tag} sentence {i}" for i in range(30)))
+asked = Split(torch.randn(6, 4), torch.arange(6) % 2, kinds, tuple(f"{tag} question {i}" for i in range(6)))
+talk = Task(torch.nn.Linear(4, 2), read, asked)
+opinions = Scores(torch.randn(6, 30), "made up", talk.fingerprint(), torch.arange(6), torch.arange(30))
+sentences = Explorer(talk, {"<i>scores</i>": opinions}, (read.x[:, :2], asked.x[:, :2]), k=4)
+sentences
 """]
+
+
+def top(kernel, test_id, scores="scores"):
+    """(helpful, harmful) by the kernel's scores, past the explorer."""
+    values = np.array(kernel.ask(f"{scores}.row({test_id})"))
+    order = np.argsort(-values, kind="stable")
+    helpful, harmful = order[:K], np.argsort(values, kind="stable")[:K]
+    if scores == "scores":  # removal effects: only those of the right sign are called so
+        helpful, harmful = helpful[values[helpful] > 0], harmful[values[harmful] < 0]
+    assert kernel.ask(f"{scores}.top({test_id}, {K})")[1::2] == [helpful.tolist(), harmful.tolist()]
+    return helpful.tolist(), harmful.tolist()

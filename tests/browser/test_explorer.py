@@ -1,53 +1,18 @@
-"""The explorer in a browser, against what Python computes: mouse, keyboard, lasso, filters, text, exported and static pages.
+"""The explorer in a browser, against what Python computes: mouse, keyboard, lasso, hover, text, themes.
 
     pytest tests/browser                       JupyterLab
     pytest tests/browser --frontend all        JupyterLab, Notebook 7 and Voila
 """
 
-import nbformat
+import shutil
+
 import numpy as np
 import pytest
-from browse import Watch, opened
-from matplotlib.path import Path as Polygon
-from nbclient import NotebookClient
-from nbconvert import HTMLExporter
 from playwright.sync_api import expect
-from problems import DIGITS, SENTENCES
-from view import View, ids
 
-K, START = 8, 3
-
-
-@pytest.fixture(scope="module")
-def digits(browser, server):
-    """An explorer of 400 training and 60 test digits: (view, kernel, watch)."""
-    server.write("digits.ipynb", DIGITS)
-    with opened(browser, server, "digits.ipynb") as (page, kernel, watch):
-        yield View(page), kernel, watch
-
-
-@pytest.fixture
-def explorer(digits):
-    """The explorer as it is at the start, with test point 3 asked about: (view, kernel). No error, no request elsewhere."""
-    view, kernel, watch = digits
-    view.page.mouse.move(5, 5)
-    kernel.ask("None", before="explorer.state.from_json(start); explorer.select(None)")
-    view.asked(None)
-    kernel.ask("None", before=f"explorer.select({START}); explorer.state.forget()")
-    view.asked(START)
-    yield view, kernel
-    watch.check()
-
-
-def top(kernel, test_id, scores="scores"):
-    """(helpful, harmful) by the kernel's scores, past the explorer."""
-    values = np.array(kernel.ask(f"{scores}.row({test_id})"))
-    order = np.argsort(-values, kind="stable")
-    helpful, harmful = order[:K], np.argsort(values, kind="stable")[:K]
-    if scores == "scores":  # removal effects: only those of the right sign are called so
-        helpful, harmful = helpful[values[helpful] > 0], harmful[values[harmful] < 0]
-    assert kernel.ask(f"{scores}.top({test_id}, {K})")[1::2] == [helpful.tolist(), harmful.tolist()]
-    return helpful.tolist(), harmful.tolist()
+from .browse import ROOT, opened
+from .problems import START, top
+from .view import View, ids
 
 
 def test_a_click_shows_the_ids_that_python_computes(explorer):
@@ -64,13 +29,13 @@ def test_the_scatter_follows_the_click(explorer):
     view, kernel = explorer
     view.click("test", 42)
     view.asked(42)
-    expect(view.scatter).not_to_have_class("inb-stale")
+    expect(view.scatter).not_to_contain_class("inb-stale")
     distance = np.linalg.norm(np.array(kernel.ask("train_xy")) - kernel.ask("test_xy[42]"), axis=1)
     points = np.stack([distance, kernel.ask("scores.row(42)"), np.ones(400)], 1)
     pixels = np.array(view.all_xy("train", range(400), view.scatter))
-    fit, *_ = np.linalg.lstsq(points, pixels, rcond=None)
-    assert np.abs(points @ fit - pixels).max() < 0.1    # pixels are the points, up to one scale and shift an axis
-    assert fit[0, 0] > 0 > fit[1, 1] and abs(fit[0, 1]) < 1e-3 * abs(fit[0, 0]) and abs(fit[1, 0]) < 1e-3 * abs(fit[1, 1])
+    lie, *_ = np.linalg.lstsq(points, pixels, rcond=None)
+    assert np.abs(points @ lie - pixels).max() < 0.1  # pixels are the points, up to a scale and a shift of each axis
+    assert lie[0, 0] > 0 > lie[1, 1] and abs(lie[0, 1] / lie[0, 0]) < 1e-3 and abs(lie[1, 0] / lie[1, 1]) < 1e-3
 
 
 def test_the_map_lies_as_the_embedding_does(explorer):
@@ -78,52 +43,29 @@ def test_the_map_lies_as_the_embedding_does(explorer):
     for layer, n in (("train", 400), ("test", 60)):
         points = np.column_stack([kernel.ask(f"{layer}_xy"), np.ones(n)])
         pixels = np.array(view.all_xy(layer, range(n)))
-        fit, *_ = np.linalg.lstsq(points, pixels, rcond=None)
-        assert np.abs(points @ fit - pixels).max() < 0.1
-        assert fit[0, 0] == pytest.approx(-fit[1, 1], rel=1e-3) and abs(fit[0, 1]) < 1e-3 * fit[0, 0]  # one scale, y upwards
-
-
-def loop(view, shift=0.0):
-    """Corners of a kidney in the middle of the map, in pixels of the page: not convex, so that a box would be caught."""
-    box = view.canvas(view.map).bounding_box()
-    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    radius = 1 + 0.45 * np.cos(angle + shift)
-    x = box["x"] + box["width"] * (0.5 + 0.22 * radius * np.cos(angle))
-    y = box["y"] + box["height"] * (0.5 + 0.22 * radius * np.sin(angle))
-    return np.stack([x, y], 1).round(1).tolist()
-
-
-def within(view, kernel, corners) -> list[int]:
-    """Training points inside a loop of the page's pixels, by the coordinates that Python holds."""
-    points = np.column_stack([kernel.ask("train_xy"), np.ones(400)])
-    some = [0, 7, 100, 250, 399]
-    fit, *_ = np.linalg.lstsq(points[some], np.array(view.all_xy("train", some)), rcond=None)
-    return np.flatnonzero(Polygon(corners).contains_points(points @ fit)).tolist()
+        lie, *_ = np.linalg.lstsq(points, pixels, rcond=None)
+        assert np.abs(points @ lie - pixels).max() < 0.1
+        assert lie[0, 0] == pytest.approx(-lie[1, 1], rel=1e-3) and abs(lie[0, 1] / lie[0, 0]) < 1e-3  # y grows upwards
 
 
 def test_lasso_selects_what_python_finds_inside_it(explorer):
     view, kernel = explorer
-    view.canvas(view.map).scroll_into_view_if_needed()
-    corners = loop(view)
-    expected = within(view, kernel, corners)
+    corners, train_xy = view.kidney(), kernel.ask("train_xy")
+    expected = view.within(train_xy, corners)
     assert 30 < len(expected) < 370
-    view.page.keyboard.down("Shift")
-    view.drag(corners)
-    view.page.keyboard.up("Shift")
+    view.drag(corners, key="Shift")
     view.shows(view.map, selected=len(expected))
     view.shows(view.scatter, selected=len(expected))
     kernel.becomes("explorer.selected", expected)
-    assert view.gallery.locator(".inb-selected").inner_text().startswith(f"Selected: {len(expected)} training examples")
+    expect(view.gallery.locator(".inb-selected")).to_contain_text(f"Selected: {len(expected)} training examples")
 
     kernel.ask("None", before="explorer.selected = []")
     view.shows(view.map, selected=0)
     view.button("Lasso").click()                            # the mode, without a key held
-    expect(view.button("Lasso")).to_have_class("mod-active")
-    view.canvas(view.map).scroll_into_view_if_needed()
-    corners = loop(view, shift=2.0)
+    expect(view.button("Lasso")).to_contain_class("mod-active")
+    corners = view.kidney(turn=2)
     view.drag(corners)
-    kernel.becomes("explorer.selected", within(view, kernel, corners))
-    view.button("Lasso").click()
+    kernel.becomes("explorer.selected", view.within(train_xy, corners))
 
 
 def test_a_drag_without_lasso_moves_the_map_and_selects_nothing(explorer):
@@ -131,12 +73,11 @@ def test_a_drag_without_lasso_moves_the_map_and_selects_nothing(explorer):
     before = np.array(view.all_xy("train", range(400)))
     x, y = before.mean(0)
     view.drag([(x, y), (x + 30, y + 10), (x + 60, y - 20)])
-    view.page.wait_for_function("([canvas, x]) => canvas.__pointcloud.clientXY('train', 0)[0] > x + 59",
-                                arg=[view.canvas(view.map).element_handle(), before[0, 0]])
+    canvas = view.canvas(view.map)
+    view.until(canvas, "(canvas, x) => canvas.__pointcloud.clientXY('train', 0)[0] > x + 59", before[0, 0])
     assert np.allclose(np.array(view.all_xy("train", range(400))) - before, (60, -20), atol=0.5)
-    view.canvas(view.map).press("0")
-    view.page.wait_for_function("([canvas, x]) => Math.abs(canvas.__pointcloud.clientXY('train', 0)[0] - x) < 0.01",
-                                arg=[view.canvas(view.map).element_handle(), before[0, 0]])
+    canvas.press("0")
+    view.until(canvas, "(canvas, x) => Math.abs(canvas.__pointcloud.clientXY('train', 0)[0] - x) < 0.01", before[0, 0])
     assert kernel.ask("explorer.selected") == []
 
 
@@ -149,9 +90,8 @@ def test_hover_goes_from_map_to_gallery_and_back(explorer):
     view.page.mouse.move(5, 5)
     view.shows(view.map, hover="")
     view.page.mouse.move(*view.xy("train", first, view.scatter))
-    name = view.scatter.get_attribute("data-hover")         # points of the scatter may lie on one another
-    expect(view.scatter).not_to_have_attribute("data-hover", "")
-    name = view.scatter.get_attribute("data-hover")
+    view.until(view.scatter, "(scatter) => scatter.dataset.hover !== ''")
+    name = view.scatter.get_attribute("data-hover")         # another point may lie on the first one there
     view.shows(view.map, hover=name)
     view.shows(view.gallery, hover=name)
     view.page.mouse.move(*view.xy("test", 10))
@@ -163,13 +103,18 @@ def test_the_keyboard_does_what_the_mouse_does(explorer):
     view, kernel = explorer
     canvas = view.canvas(view.map)
     canvas.focus()
-    seen = []
-    for key in ("Home", "PageDown", "ArrowRight", "ArrowUp", "ArrowLeft", "ArrowDown"):
+    for key, test_id in (("Home", 0), ("PageDown", 1), ("End", 59), ("PageUp", 58)):
         canvas.press(key)
-        expect(view.map).not_to_have_attribute("data-hover", seen[-1] if seen else "")
-        seen.append(view.map.get_attribute("data-hover"))
-    assert seen[:2] == ["test 0", "test 1"] and len(set(seen)) >= 4 and all(name.startswith("test ") for name in seen)
-    chosen = int(seen[-1].split()[1])
+        view.shows(view.map, hover=f"test {test_id}")
+    places = np.array(view.all_xy("test", range(60)))
+    middle = int(np.linalg.norm(places - places.mean(0), axis=1).argmin())
+    for key, way in (("ArrowRight", (1, 0)), ("ArrowLeft", (-1, 0)), ("ArrowUp", (0, -1)), ("ArrowDown", (0, 1))):
+        view.click("test", middle)
+        view.shows(view.map, hover=f"test {middle}")
+        canvas.press(key)
+        view.until(view.map, "(map, before) => map.dataset.hover !== before", f"test {middle}")
+        chosen = int(view.map.get_attribute("data-hover").removeprefix("test "))
+        assert (places[chosen] - places[middle]) @ way > 0
     canvas.press("Enter")
     assert view.asked(chosen) == top(kernel, chosen)
     kernel.becomes("explorer.test_id", chosen)
@@ -201,37 +146,85 @@ def test_cards_are_chosen_by_keyboard_too(explorer):
     kernel.becomes("explorer.selected", [second])
 
 
-def test_the_method_is_changed_by_keyboard(explorer):
+def test_a_busy_kernel_does_not_delay_the_answer(explorer, tmp_path):
     view, kernel = explorer
-    before = view.asked(START)
-    view.control("Method").focus()
-    view.page.keyboard.press("ArrowDown")
-    kernel.becomes("explorer.state.method", "nearness")
-    expected = top(kernel, START, "nearness")
-    view.shows(view.map, helpful=",".join(map(str, expected[0])))
-    assert view.asked(START) == expected != before
-    view.page.keyboard.press("ArrowUp")
-    view.shows(view.map, helpful=",".join(map(str, before[0])))
-
-
-def test_a_method_that_must_be_asked_answers_through_the_kernel(explorer):
-    view, kernel = explorer
-    view.control("Method").select_option("asked")
-    view.shows(view.map, helpful=",".join(map(str, top(kernel, START)[1])))    # its sign is the other one
-    view.click("test", 21)
-    helpful, harmful = top(kernel, 21)
-    assert view.asked(21) == (harmful, helpful)
-
-
-def test_a_busy_kernel_does_not_delay_the_answer(explorer):
-    view, kernel = explorer
-    expected = top(kernel, 30)
-    kernel.client.execute("import time; started = True\nwhile started: time.sleep(0.05)", store_history=False)
+    expected, enough = top(kernel, 30), tmp_path / "enough"
+    kernel.client.execute(f"import pathlib, time\nwhile not pathlib.Path('{enough}').exists(): time.sleep(0.02)",
+                          store_history=False)
     try:
         view.click("test", 30)
         view.shows(view.map, test_id=30)
         assert (ids(view.map.get_attribute("data-helpful")), ids(view.map.get_attribute("data-harmful"))) == expected
         view.shows(view.gallery, test_id=30, helpful=",".join(map(str, expected[0])))
     finally:
-        kernel.interrupt()
+        enough.touch()
     assert view.asked(30) == expected
+    kernel.becomes("explorer.test_id", 30)
+
+
+def test_the_explorer_follows_a_dark_theme(explorer, server, shots):
+    view, _ = explorer
+    bright = """(canvas, light) => {
+        const [red, green, blue] = canvas.getContext("2d").getImageData(3, 3, 1, 1).data;
+        return light ? red + green + blue > 600 : red + green + blue < 150;
+    }"""
+    view.until(view.map.locator(".inb-base"), bright, True)
+    view.root.screenshot(path=shots / f"{server.frontend}-light.png")
+    themed(view.page, server.frontend, "Dark")
+    view.until(view.map.locator(".inb-base"), bright, False)
+    view.root.screenshot(path=shots / f"{server.frontend}-dark.png")
+    themed(view.page, server.frontend, "Light")
+    view.until(view.map.locator(".inb-base"), bright, True)
+
+
+def test_the_first_notebook_explains_a_mistake(browser, server, shots):
+    shutil.copy(ROOT / "notebooks" / "00_start_here.ipynb", server.folder)
+    with opened(browser, server, "00_start_here.ipynb") as (page, kernel, watch):
+        view = View(page)
+        assert view.asked(6558) == tuple(kernel.ask("influence.top(6558, explorer.state.k)")[1::2])
+        view.root.screenshot(path=shots / f"{server.frontend}-start.png")
+        wrong = kernel.ask("task.mistakes()")
+        assert 6558 in wrong
+        for test_id in [*wrong[::len(wrong) // 4], 6558]:
+            view.click("test", test_id)
+            helpful, harmful = kernel.ask(f"influence.top({test_id}, explorer.state.k)")[1::2]
+            assert view.asked(test_id) == (helpful, harmful)
+            assert (view.cards("helpful"), view.cards("harmful")) == (helpful, harmful)
+            kernel.becomes("[explorer.test_id, explorer.helpful, explorer.harmful]", [test_id, helpful, harmful])
+        watch.check()
+
+
+def test_text_is_shown_as_text(digits, server, shots):
+    page, kernel, watch = digits[0].page, *digits[1:]
+    view = View(page, nth=1)
+    view.shows(view.map, ready=1)
+    view.click("test", 4)
+    helpful, harmful = view.asked(4)
+    assert [helpful, harmful] == kernel.ask("opinions.top(4, 4)")[1::2]
+    tag = "<img src=x onerror='window.broken = 1'><script>window.broken = 1</script>"
+    card = view.card("train", helpful[0])
+    expect(card).to_contain_text(f"{tag} sentence {helpful[0]}")
+    card.hover()
+    page.mouse.move(*view.xy("test", 2))
+    expect(view.map.locator(".inb-tip")).to_contain_text(f"{tag} question 2")
+    view.control("Search ids, classes, text").fill("sentence 21")
+    page.keyboard.press("Enter")
+    view.hides("train", 20)
+    assert view.visible("train", range(30)) == [21]
+    assert view.root.locator("img, script, i").count() == 0 and page.evaluate("window.broken") is None
+    view.root.screenshot(path=shots / f"{server.frontend}-text.png")
+    watch.check()
+
+
+def themed(page, frontend, theme):
+    """Change the page's theme; Voila, which has one only when it makes the page, is given the colours of the other."""
+    if frontend != "voila":
+        change = "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
+        return page.evaluate(change, f"JupyterLab {theme}")
+    ground, ink = ("#111111", "#eeeeee") if theme == "Dark" else ("#ffffff", "#111111")
+    page.evaluate("""([ground, ink]) => {
+        document.documentElement.style.setProperty("--jp-layout-color0", ground);
+        document.documentElement.style.setProperty("--jp-content-font-color1", ink);
+        document.body.style.background = ground;
+        document.body.dataset.jpThemeLight = ground === "#ffffff";
+    }""", [ground, ink])
