@@ -32,7 +32,8 @@ def speed():
     solve, X = timed(lambda: method.eigen_.solve(V, 0.01), 9)
     residual, _ = timed(lambda: method.dense_ @ X, 9)
     product, _ = timed(lambda: method.train_.products(X), 9)
-    rows = [("forward + backward over 5,500 images (the floor)", floor), ("Influence(0.01, GGN).fit, 2,616 parameters", fit),
+    rows = [("forward + backward over 5,500 images (the floor)", floor),
+            ("Influence(0.01, GGN).fit, 2,616 parameters", fit),
             ("scores: 5,500 training images, 1 test image", total), ("   test gradient", gradient),
             ("   solve, from the decomposition", solve), ("   residual", residual),
             ("   product with the training gradients", product)]
@@ -49,12 +50,14 @@ def truth(n: int, l2: float):
     seconds, scores = timed(lambda: Influence().fit(task).scores())
     retraining, actual = timed(lambda: leave_one_out(task, range(n), progress=False))
     x, y = scores.values.flatten().numpy(), actual.flatten().numpy()
-    rows = [np.corrcoef(a, b)[0, 1] for a, b in zip(scores.values.numpy(), actual.numpy(), strict=True)]
-    print(f"{n:8}{l2:8.3f}{np.corrcoef(x, y)[0, 1]:10.5f}{np.polyfit(x, y, 1)[0]:8.3f}{min(rows):16.4f}{seconds:12.2f}{retraining:12.1f}")
+    worst = min(np.corrcoef(a, b)[0, 1] for a, b in zip(scores.values.numpy(), actual.numpy(), strict=True))
+    print(f"{n:8}{l2:8.3f}{np.corrcoef(x, y)[0, 1]:10.5f}{np.polyfit(x, y, 1)[0]:8.3f}{worst:16.4f}"
+          f"{seconds:12.2f}{retraining:12.1f}")
 
 
 if __name__ == "__main__":
     speed()
-    print(f"\n{'n_train':>8}{'l2':>8}{'Pearson':>10}{'slope':>8}{'worst test pt.':>16}{'influence s':>12}{'all LOO s':>12}")
+    print(f"\n{'n_train':>8}{'l2':>8}{'Pearson':>10}{'slope':>8}{'worst test pt.':>16}"
+          f"{'influence s':>12}{'all LOO s':>12}")
     truth(1200, 5e-2)
     truth(400, 1e-2)

@@ -1,8 +1,8 @@
 """Train the all-CNN that ships as all_cnn_mnist-5500.npz: python data/make_all_cnn.py (some minutes on one core).
 
-The published set-up (all-CNN, 5,500 training images, batches of 500, Adam, l2 0.001 on weights) with a higher learning rate and
-fewer steps: 500 epochs from 0.004, a tenth of it after half of them, a hundredth after four fifths. Run twice on one machine it
-writes the same bytes; another machine's arithmetic may round differently and end at slightly other weights.
+The published set-up (all-CNN, 5,500 training images, batches of 500, Adam, l2 0.001 on weights) with a higher learning
+rate and fewer steps: 500 epochs from 0.004, a tenth of it after half of them, a hundredth after four fifths. Another
+machine's arithmetic may round differently and end at slightly other weights.
 """
 
 from functools import partial

@@ -14,7 +14,8 @@ from .attribute import CG, Cosine, GradDot, Influence
 from .checks import check_method
 from .curvature import GGN, Hessian
 from .embedding import Atlas, cosine, embed, euclidean, pca, pixel, project, tsne, umap
-from .task import Scores, Split, Task, cross_entropy, squared_error
+from .scores import Scores
+from .task import Split, Task, cross_entropy, squared_error
 from .train import converge, fit
 from .truth import leave_one_out
 

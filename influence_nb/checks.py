@@ -2,12 +2,15 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
 from .models import logistic
-from .task import Scores, Split, Task
+from .scores import Scores
+from .task import Split, Task
 from .train import converge, fit
 from .truth import leave_one_out
 
@@ -33,7 +36,8 @@ def restless(seed: int = 0) -> Task:
     x, y = torch.rand(23, 1, 6, 6, generator=random), torch.randint(3, (23,), generator=random)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(0.5),
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(),
+                              nn.Dropout(0.5),
                               nn.Linear(64, 5), nn.Tanh(), nn.Linear(5, 3))
         model[5].weight.requires_grad_(False)
     task = Task(model, Split(x[:18], y[:18]), Split(x[18:], y[18:]), l2=0.1)
@@ -47,11 +51,12 @@ def check_method(method) -> list[str]:
     Args:
         method: an unfitted method: `fit(task) -> self`, `scores(split=None) -> Scores`.
 
-    Checks: `fit` returns the method; the scores are finite, [n_test, n_train], of this task, with the right ids, and the same twice; a
-    part of the test points scores as it does in the whole; equal training examples score equally; the order of the training
-    data does not matter; the scores survive a file; model, modes, flags and random state are left as found, with BatchNorm,
-    dropout and frozen layers too; and for removal effects: positive is helpful, and they follow leave-one-out
-    retraining (Pearson >= 0.99, slope within 0.8-1.25) on softmax regression, where first order is accurate.
+    Checks: `fit` returns the method; the scores are finite, [n_test, n_train], of this task, with the right ids, and
+    the same twice; a part of the test points scores as it does in the whole; equal training examples score equally;
+    the order of the training data does not matter; the scores survive a file; model, modes, flags and random state
+    are left as found, with BatchNorm, dropout and frozen layers too; and for removal effects: positive is helpful,
+    and they follow leave-one-out retraining (Pearson >= 0.99, slope within 0.8-1.25) on softmax regression, where
+    first order is accurate.
 
     Returns:
         The names of the checks.
@@ -75,6 +80,9 @@ def check_method(method) -> list[str]:
     expect(isinstance(scores, Scores) and scores.shape == (7, 41), "shape", f"expected Scores [7, 41], got {scores!r}")
     expect(bool(torch.isfinite(values).all()), "finite", "some scores are NaN or infinite")
     expect(scores.task == task.fingerprint(), "fingerprint", "the scores do not name their task")
+    with TemporaryDirectory() as folder:
+        again = Scores.load(scores.save(Path(folder) / "scores"), task)
+    expect(torch.equal(values, again.values) and again.method == scores.method, "file", "a saved copy differs")
     expect(torch.equal(values, fitted.scores().values), "same twice", "a second call gives other scores")
     part = fitted.scores(task.test.take([5, 2]))
     expect(part.test_ids.tolist() == [5, 2] and close(part.values, values[[5, 2]]), "part of the test points",
@@ -96,11 +104,13 @@ def check_method(method) -> list[str]:
     expect(torch.equal(random, torch.get_rng_state()), "random state", "the global random state has moved")
 
     if scores.is_effect:
-        expect(values[0, 2] < 0, "sign", f"test point 0 with a wrong label is example 2: it must harm, got {values[0, 2]:.3g}")
+        expect(values[0, 2] < 0, "sign",
+               f"example 2 is test point 0 with a wrong label: it must harm, got {values[0, 2]:.3g}")
         truth = leave_one_out(task, range(41), progress=False)
         r = float(torch.corrcoef(torch.stack([values.flatten(), truth.flatten()]))[0, 1])
         slope = float((values * truth).sum() / values.square().sum())
-        expect(r >= 0.99 and 0.8 <= slope <= 1.25, "leave-one-out", f"Pearson {r:.3f}, slope {slope:.3f} against retraining")
+        expect(r >= 0.99 and 0.8 <= slope <= 1.25, "leave-one-out",
+               f"Pearson {r:.3f}, slope {slope:.3f} against retraining")
     return passed
 
 

@@ -5,8 +5,8 @@ Both are averaged over examples, never over batches, and both hold the regularis
     H = (1/n) sum_j w_j hess loss_j + l2 I_r          G = (1/n) sum_j w_j J_j^T L_j J_j + l2 I_r
 
 with J_j = d outputs_j / d theta [c, p], L_j the Hessian of the loss in the outputs [c, c] and I_r the identity on the
-regularised parameters. G is positive semidefinite where the loss is convex in the outputs, and equals H for a model that is
-linear in its parameters. Source: Schraudolph (2002); Martens (2020), section 8.
+regularised parameters. G is positive semidefinite where the loss is convex in the outputs, and equals H for a model
+that is linear in its parameters. Source: Schraudolph (2002); Martens (2020), section 8.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,8 @@ class Hessian:
     def batch_product(self, x, y, w, columns):
         weights = list(parameters(self.task).values())
         losses = self.task.loss(self.task.model(x), y)
-        slopes = torch.autograd.grad((w * losses).sum(), weights, create_graph=True, allow_unused=True, materialize_grads=True)
+        slopes = torch.autograd.grad((w * losses).sum(), weights, create_graph=True, allow_unused=True,
+                                     materialize_grads=True)
         slope = flat(slopes)
         if not slope.requires_grad:  # the loss is linear in theta
             return torch.zeros_like(columns)
@@ -57,8 +58,8 @@ class Hessian:
 class GGN:
     """The generalised Gauss-Newton matrix of the risk: `G @ V` for V [p] or [p, k], and `G.dense()` [p, p].
 
-    A product costs one forward and one backward pass and two backward passes a column. The dense matrix costs c backward
-    passes over the training set and n c p^2 multiplications.
+    A product costs one forward and one backward pass and two backward passes a column. The dense matrix costs c
+    backward passes over the training set and n c p^2 multiplications.
     """
 
     task: Task
@@ -93,7 +94,7 @@ class GGN:
         block = max(1, min(self.batch_size, 2**27 // p))
         with as_found(self.task.model):
             for x, y, w in weighted_batches(self, block):
-                for rows in pullbacks(self.task, x, lambda outputs: output_factors(self.task, outputs, y)):  # [b, p]
+                for rows in pullbacks(self.task, x, lambda o, y=y: output_factors(self.task, o, y)):  # [b, p]
                     G = torch.addmm(G, (rows * w[:, None]).T, rows, alpha=1 / len(self.task.train))
         return (G + G.T) / 2
 

@@ -1,10 +1,10 @@
 """Gradients of single examples, and derivatives of outputs, as functions of one flat parameter vector theta [p].
 
-theta holds the parameters with requires_grad=True, flattened in the order of `named_parameters()`. The model is run in eval
-mode and left as found; nothing here writes to it.
+theta holds the parameters with requires_grad=True, flattened in the order of `named_parameters()`. The model is run
+in eval mode and left as found; nothing here writes to it.
 """
 
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +48,10 @@ def example_gradients(task: Task, split: Split, function: Callable | None = None
     Cost: one forward and backward pass, and n x p numbers of memory.
     """
     function = function or task.loss
+    rows = []
     with as_found(task.model):
-        rows = [pulled for x, y in batches(split, batch_size)
-                for pulled in pullbacks(task, x, lambda outputs: function_gradient(function, outputs, y)[None])]
+        for x, y in batches(split, batch_size):
+            rows += pullbacks(task, x, lambda outputs, y=y: function_gradient(function, outputs, y)[None])
     return torch.cat(rows)
 
 
@@ -71,9 +72,9 @@ def pullbacks(task: Task, x: Tensor, cotangents: Callable) -> Iterator[Tensor]:
         x: Tensor [b, ...].
         cotangents: outputs [b, ...] -> [m, b, ...], m vectors an example; one [b, p] is yielded for each.
 
-    One forward pass and m backward passes where every trained parameter belongs to a Linear or Conv2d that is used once:
-    hooks keep each layer's input a_i and output gradient g_i, and the gradient is g_i a_i^T (of patches, for a convolution).
-    Any other model goes through `vmap(vjp)`, one example at a time in effect.
+    One forward pass and m backward passes where every trained parameter belongs to a Linear or Conv2d that is used
+    once: hooks keep each layer's input a_i and output gradient g_i, and the gradient is g_i a_i^T (of patches, for a
+    convolution). Any other model goes through `vmap(vjp)`, one example at a time in effect.
     """
     layers = hooked_layers(task)
     if layers is None:
@@ -117,30 +118,35 @@ class NotPlain(Exception):
 
 def hooked_layers(task: Task) -> dict[str, nn.Module] | None:
     """The Linear and Conv2d layers by name if together they own every trained parameter once; else None."""
-    trained = parameters(task)
     layers, owned = {}, []
     for name, module in task.model.named_modules():
-        own = [f"{name}.{p}" if name else p for p, value in module.named_parameters(recurse=False) if value.requires_grad]
+        own = [p for p, value in module.named_parameters(recurse=False) if value.requires_grad]
+        if own and not is_plain(module):
+            return None
         if own:
-            plain = type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1
-                                                  and module.padding_mode == "zeros" and not isinstance(module.padding, str))
-            if not plain:
-                return None
             layers[name] = module
-            owned += own
-    return layers if sorted(owned) == sorted(trained) else None
+            owned += [f"{name}.{p}" if name else p for p in own]
+    return layers if sorted(owned) == sorted(parameters(task)) else None
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether `layer_gradients` knows this layer."""
+    if type(module) is nn.Conv2d:
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return type(module) is nn.Linear
 
 
 def layer_gradients(name: str, module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tensor]:
     """Per-example gradients {parameter: [b, ...]} of one layer from its inputs a and output gradients g."""
+    # a becomes [b, places, inputs] and g [b, places, outputs]
     if isinstance(module, nn.Conv2d):
-        a = F.unfold(a, module.kernel_size, module.dilation, module.padding, module.stride).transpose(1, 2)  # [b, places, i]
-        g = g.flatten(2).transpose(1, 2)                                                                     # [b, places, o]
+        a = F.unfold(a, module.kernel_size, module.dilation, module.padding, module.stride).transpose(1, 2)
+        g = g.flatten(2).transpose(1, 2)
     else:
-        a = a.reshape(len(a), -1, a.shape[-1])                                                               # [b, places, i]
+        a = a.reshape(len(a), -1, a.shape[-1])
         g = g.reshape(len(g), -1, g.shape[-1])
     prefix = f"{name}." if name else ""
-    out = {f"{prefix}weight": torch.bmm(g.transpose(1, 2), a)}                                               # [b, o, i]
+    out = {f"{prefix}weight": torch.bmm(g.transpose(1, 2), a)}
     if module.bias is not None:
         out[f"{prefix}bias"] = g.sum(1)
     return out
@@ -160,7 +166,7 @@ def functional_pullbacks(task: Task, x: Tensor, cotangents: Callable) -> Iterato
 
 
 def risk_gradient(task: Task, w: Tensor | None = None, batch_size: int = 1000) -> Tensor:
-    """The gradient [p] of the risk R(theta; w): (1/n) sum_j w_j grad loss_j + l2 theta_r, for weights w [n] (None: all 1)."""
+    """The gradient [p] of the risk R(theta; w), (1/n) sum_j w_j grad loss_j + l2 theta_r; w [n] defaults to all 1."""
     flat, n = theta(task), len(task.train)
     total = penalty(task) * flat
     weights = torch.ones(n, dtype=flat.dtype, device=flat.device) if w is None else w

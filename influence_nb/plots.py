@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.colors import Normalize
 
-from .task import EFFECT, Split, Top
+from .scores import EFFECT, Top
+from .task import Split
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7A3BE0", "#8A5A2B", "#A6DE8C"]
 HELPFUL, HARMFUL, INK, QUIET = "#0072B2", "#D55E00", "#222222", "#8A8A8A"

@@ -1,7 +1,7 @@
 """Solves with a symmetric matrix: each returns X and the true relative residual of each column."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from torch import Tensor
 class Eigen:
     """H = Q diag(values) Q^T, for exact solves at any damping.
 
-    Directions whose eigenvalue is zero to rounding are called null. They are left out of a solve (pseudo-inverse), which is exact
-    for right-hand sides without a part in them: adding a constant to all output biases of a softmax is one.
+    Directions whose eigenvalue is zero to rounding are called null. They are left out of a solve (pseudo-inverse),
+    which is exact for right-hand sides without a part in them: adding a constant to all output biases of a softmax
+    is one.
     """
 
     values: Tensor     # [p] ascending
@@ -38,8 +39,8 @@ class Eigen:
         null = self.null(damping)
         lost = (self.vectors[:, null].T @ B.double()).norm(dim=0) / B.double().norm(dim=0).clamp(min=1e-300)
         if null.any() and lost.max() > 1e-4:
-            raise ValueError(f"the curvature is singular in {int(null.sum())} of {len(null)} directions that the gradients "
-                             f"need (share {lost.max():.2g}): set damping > 0, or train with l2 > 0")
+            raise ValueError(f"the curvature is singular in {int(null.sum())} of {len(null)} directions that the "
+                             f"gradients need (share {lost.max():.2g}): set damping > 0, or train with l2 > 0")
         return self.inverse_times(B, damping)
 
     def inverse_times(self, B: Tensor, damping: float = 0.0) -> Tensor:
@@ -49,7 +50,8 @@ class Eigen:
         return (self.vectors @ (inverse[:, None] * (self.vectors.T @ B.double()))).to(B)
 
 
-def cg(matvec: Callable, B: Tensor, tol: float = 1e-6, max_iterations: int = 1000, precondition: Callable | None = None):
+def cg(matvec: Callable, B: Tensor, tol: float = 1e-6, max_iterations: int = 1000,
+       precondition: Callable | None = None):
     """Conjugate gradients on all columns at once; each column has its own step and stops by itself.
 
     Args:
@@ -72,15 +74,15 @@ def cg(matvec: Callable, B: Tensor, tol: float = 1e-6, max_iterations: int = 100
     Z = precondition(R)
     P, rz, products = Z.clone(), (R * Z).sum(0), 0
     for _ in range(max_iterations):
-        live = (R.norm(dim=0) > tol * size) & (rz > 0)  # rz = 0: what is left of R lies where the preconditioner is null
+        live = (R.norm(dim=0) > tol * size) & (rz > 0)  # rz = 0: R lies where M^-1 is null
         if not live.any():
             break
         A_P, products = matvec(P[:, live]), products + 1
         curvature = (P[:, live] * A_P).sum(0)
         if (curvature <= 0).any():
             worst = (curvature / P[:, live].square().sum(0)).min()
-            raise ValueError(f"conjugate gradients met curvature {worst:.3g} along a search direction: the matrix is not positive "
-                             f"definite; expected damping above {max(0.0, -float(worst)):.3g} more, or curvature=GGN")
+            raise ValueError(f"conjugate gradients met curvature {worst:.3g} along a search direction: the matrix is not "
+                             f"positive definite; expected damping above {max(0.0, -float(worst)):.3g} more, or curvature=GGN")
         step = rz[live] / curvature
         X[:, live] += step * P[:, live]
         R[:, live] -= step * A_P

@@ -1,9 +1,9 @@
 """Training: minibatch gradient descent on the risk, and Newton's method to a certified stationary point."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from .curvature import Hessian
 from .gradients import parameters, penalty, risk_gradient, theta, unflatten
 from .solve import Eigen, cg
-from .task import Task, as_found
+from .task import Task
 
 adam = partial(torch.optim.Adam, lr=1e-3)
 sgd = partial(torch.optim.SGD, lr=0.1)
@@ -45,8 +45,9 @@ def fit(task: Task, epochs: int, batch_size: int = 100, optimizer: Callable = ad
         w: Tensor | None = None, keep: Callable | None = None, seed: int = 0, progress: bool = True) -> History:
     """Train `task.model` in place on the risk R(theta; w) by minibatch gradient descent.
 
-    A batch of b examples contributes mean_j w_j loss_j over the batch, plus the whole regulariser: an unbiased gradient of R. The
-    last batch of an epoch may be smaller. The regulariser is part of the risk (coupled), not decoupled weight decay.
+    A batch of b examples contributes mean_j w_j loss_j over the batch, plus the whole regulariser: an unbiased
+    gradient of R. The last batch of an epoch may be smaller. The regulariser is part of the risk (coupled), not
+    decoupled weight decay.
 
     Args:
         epochs: passes over the training set.
@@ -130,13 +131,14 @@ def converge(task: Task, w: Tensor | None = None, tol: float = 1e-10, max_steps:
     """Bring `task.model`, in place, to a stationary point of R(theta; w) by Newton's method, in float64.
 
     For models small enough for a dense Hessian that has no negative eigenvalue along the way: linear ones, and small
-    networks near a minimum. Null directions (a constant added to all output biases) are left alone. Each step solves H d = -gradient and halves d until the risk falls.
+    networks near a minimum. Null directions (a constant added to all output biases) are left alone. Each step solves
+    H d = -gradient and halves d until the risk falls.
 
     Args:
         w: Tensor [n] of training weights.
         tol: stop at |gradient| <= tol.
-        base: decomposition of the Hessian at a nearby point. With it no dense Hessian is formed: steps come from conjugate
-            gradients that it preconditions, which is the cheap way to retrain with one example less.
+        base: decomposition of the Hessian at a nearby point. With it no dense Hessian is formed: steps come from
+            conjugate gradients that it preconditions, which is the cheap way to retrain with one example less.
 
     Raises:
         TypeError: the model is not float64.
@@ -155,8 +157,8 @@ def converge(task: Task, w: Tensor | None = None, tol: float = 1e-10, max_steps:
             length /= 2
             move(task, start + length * direction)
         value = new
-    raise ValueError(f"expected |gradient| <= {tol:g} after {max_steps} Newton steps, got {slope.norm():.3g}: start nearer "
-                     "(train first), raise l2 or max_steps")
+    raise ValueError(f"expected |gradient| <= {tol:g} after {max_steps} Newton steps, got {slope.norm():.3g}: "
+                     "start nearer (train first), raise l2 or max_steps")
 
 
 def newton_direction(H: Hessian, slope: Tensor, base: Eigen | None) -> Tensor:
@@ -167,5 +169,6 @@ def newton_direction(H: Hessian, slope: Tensor, base: Eigen | None) -> Tensor:
         return -cg(H.__matmul__, slope[:, None], tol=1e-6, precondition=base.inverse_times)[0][:, 0]
     eigen = Eigen.of(H.dense())
     if (eigen.values[~eigen.null()] < 0).any():
-        raise ValueError(f"the Hessian has eigenvalue {eigen.values[0]:.3g} < 0 here: raise l2, or train to a minimum first")
+        raise ValueError(f"the Hessian has eigenvalue {eigen.values[0]:.3g} < 0 here: "
+                         "raise l2, or train to a minimum first")
     return -eigen.inverse_times(slope[:, None])[:, 0]

@@ -16,22 +16,23 @@ from .train import converge
 def leave_one_out(task: Task, ids, tol: float = 1e-10, progress: bool = True) -> Tensor:
     """The measured effect of removing each training example alone: retrain without it, look at every test loss.
 
-    This is *fixed* truth: warm-started at the trained model and converged in float64 to |gradient| <= tol of R(theta; w)
-    with w_j = 0 and n unchanged, so that it is one deterministic function of w. For models whose Hessian has
-    no negative eigenvalue there.
+    This is *fixed* truth: warm-started at the trained model and converged in float64 to |gradient| <= tol of
+    R(theta; w) with w_j = 0 and n unchanged, so that it is one deterministic function of w. For models whose Hessian
+    has no negative eigenvalue there.
 
     Args:
         task: converged, in float64.
         ids: training examples to remove, [m].
 
     Returns:
-        Tensor [n_test, m]: loss(test_i; theta without j) - loss(test_i; theta), in nats; positive = helpful. For a task with
-        a measure, the drop of the measure.
+        Tensor [n_test, m]: loss(test_i; theta without j) - loss(test_i; theta), in nats; positive = helpful. For a
+        task with a measure, the drop of the measure.
 
     Cost: one dense Hessian and its decomposition, then a few dozen Hessian-vector products an example.
 
     Raises:
-        ValueError: an id is not in the training set, the Hessian has a negative eigenvalue, or a retraining did not converge.
+        ValueError: an id is not in the training set, the Hessian has a negative eigenvalue, or a retraining did not
+            converge.
     """
     ids = torch.as_tensor(ids).reshape(-1).tolist()
     if ids and not 0 <= min(ids) <= max(ids) < len(task.train):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from influence_nb import Scores, Split, Task
-from influence_nb.task import EFFECT
+from influence_nb.scores import EFFECT
 from influence_nb.widgets import Explorer
 
 N_TRAIN, SHOWN = 90, [2, 3, 4, 5, 7, 11]

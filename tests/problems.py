@@ -56,4 +56,5 @@ def normed(seed=0):
     """LayerNorm and GroupNorm with trained parameters: the functional path."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Conv2d(1, 4, 2), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 4))
+        return nn.Sequential(nn.Conv2d(1, 4, 2), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.LayerNorm(16),
+                             nn.Linear(16, 4))

@@ -6,7 +6,8 @@ from torch import nn
 
 from influence_nb import GGN, Hessian, Split, Task, gradients, models
 
-NETS = {"logistic": lambda: models.logistic(9, 4), "mlp": lambda: models.mlp([9, 5, 4]), "conv": conv_net, "shared": Shared}
+NETS = {"logistic": lambda: models.logistic(9, 4), "mlp": lambda: models.mlp([9, 5, 4]), "conv": conv_net,
+        "shared": Shared}
 
 
 def oracle(operator, task):
@@ -19,7 +20,8 @@ def oracle(operator, task):
 
 
 @pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("ours, theirs", [(Hessian, curvlinops.HessianLinearOperator), (GGN, curvlinops.GGNLinearOperator)])
+@pytest.mark.parametrize("ours, theirs", [(Hessian, curvlinops.HessianLinearOperator),
+                                          (GGN, curvlinops.GGNLinearOperator)])
 def test_curvature_equals_curvlinops(net, ours, theirs):
     task = digits_task(n=11, l2=0.1, model=NETS[net](), trained=False)
     expected = oracle(theirs, task)

@@ -31,7 +31,8 @@ def test_example_gradients_equal_autograd_one_by_one(net):
 
 
 def test_the_fast_path_is_taken_where_it_should_be():
-    taken = {name: gradients.hooked_layers(digits_task(n=5, model=make(), trained=False)) is not None for name, make in NETS.items()}
+    taken = {name: gradients.hooked_layers(digits_task(n=5, model=make(), trained=False)) is not None for name,
+             make in NETS.items()}
     assert taken == {"logistic": True, "mlp": True, "conv": True, "shared": True, "normed": False}
 
 

@@ -7,8 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import conv_net, digits_task, mlp_task
 
-from influence_nb import CG, GGN, Cosine, GradDot, Hessian, Influence, Split, Task, converge, data, gradients, models
-from influence_nb import leave_one_out, squared_error
+from influence_nb import (
+    CG,
+    GGN,
+    Cosine,
+    GradDot,
+    Hessian,
+    Influence,
+    Split,
+    Task,
+    converge,
+    data,
+    gradients,
+    leave_one_out,
+    models,
+    squared_error,
+)
 from influence_nb.checks import restless, snapshot, untouched
 
 
@@ -22,7 +36,8 @@ def ridge(n=12, n_test=5, l2=0.3, seed=0):
     """A least-squares line in 3 variables, whose leave-one-out is known in closed form."""
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(n + n_test, 3, generator=random, dtype=torch.float64)
-    y = x @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64) + torch.randn(n + n_test, generator=random, dtype=torch.float64)
+    y = x @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64) + torch.randn(n + n_test, generator=random,
+                                                                              dtype=torch.float64)
     task = Task(models.logistic(3, 1).double(), Split(x[:n], y[:n]), Split(x[n:], y[n:]), squared_error, l2)
     converge(task)
     return task
@@ -72,7 +87,8 @@ def test_at_weaker_l2_leverage_lifts_the_slope_above_one():
     task = Task(models.logistic(64, 10).double(), train.take(slice(400)), test.take(slice(100)), l2=1e-2)
     converge(task)
     ids = range(0, 400, 5)
-    r, slope = pearson_and_slope(Influence().fit(task).scores().values[:, ids], leave_one_out(task, ids, progress=False))
+    r, slope = pearson_and_slope(Influence().fit(task).scores().values[:, ids],
+                                 leave_one_out(task, ids, progress=False))
     assert 1.1 <= slope <= 1.3 and r >= 0.99
 
 

@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 
 from influence_nb import Split, plots
-from influence_nb.task import Top
+from influence_nb.scores import Top
 from influence_nb.train import History
 from influence_nb.widgets.pointcloud import PALETTE
 

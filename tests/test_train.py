@@ -36,7 +36,8 @@ def test_seed_decides_history_and_checkpoints_are_kept():
     runs = []
     for seed in (0, 0, 1):
         task, random = digits_task(n=13, trained=False), torch.get_rng_state()
-        history = fit(task, epochs=4, batch_size=5, schedule=lambda epoch: 0.5**epoch, keep=lambda epoch: epoch in (1, 3),
+        history = fit(task, epochs=4, batch_size=5, schedule=lambda epoch: 0.5**epoch,
+                      keep=lambda epoch: epoch in (1, 3),
                       seed=seed, progress=False)
         assert torch.equal(random, torch.get_rng_state())
         runs.append((gradients.theta(task), history))
@@ -44,7 +45,8 @@ def test_seed_decides_history_and_checkpoints_are_kept():
     history = runs[0][1]
     assert len(history.risk) == 4 and history.risk[-1] < history.risk[0]
     assert [(c.epoch, c.lr) for c in history.checkpoints] == [(1, 1e-3), (3, 2.5e-4)]
-    assert not torch.equal(history.checkpoints[0].state["linear1.weight"], history.checkpoints[1].state["linear1.weight"])
+    assert not torch.equal(history.checkpoints[0].state["linear1.weight"],
+                           history.checkpoints[1].state["linear1.weight"])
 
 
 def test_mode_flags_and_gradients_are_left_as_found():
@@ -79,7 +81,8 @@ def test_converge_certifies_a_small_network():
 @pytest.mark.parametrize("call, error, words", [
     (lambda t: fit(t, epochs=1, w=torch.ones(3), progress=False), ValueError, r"\[n\] = \(12,\), got \(3,\)"),
     (lambda t: fit(t, epochs=1, batch_size=0, progress=False), ValueError, "batch_size 1 or more"),
-    (lambda t: fit(t, epochs=40, batch_size=12, optimizer=partial(torch.optim.SGD, lr=1e200), progress=False), ValueError,
+    (lambda t: fit(t, epochs=40, batch_size=12, optimizer=partial(torch.optim.SGD, lr=1e200), progress=False),
+     ValueError,
      "a smaller learning rate"),
     (lambda t: converge(t.to(torch.float32)), TypeError, "converge needs float64"),
     (lambda t: converge(t, max_steps=1), ValueError, r"after 1 Newton steps, got"),

@@ -10,7 +10,7 @@ from explorers import N_TRAIN, SHOWN, Asked, Maps, made, places
 from torch import nn
 
 from influence_nb import Scores, Split, Task
-from influence_nb.task import EFFECT
+from influence_nb.scores import EFFECT
 from influence_nb.widgets import Explorer
 from influence_nb.widgets.answers import Answers
 from influence_nb.widgets.pictures import picture_shape, thumbnails

@@ -1,32 +1,32 @@
 """Influence functions: the first-order effect of removing a training example (Koh & Liang 2017).
 
-At a stationary point of R(theta; w), removing example j (w_j = 1 -> 0, n fixed) moves theta by + (1/n) H^-1 g_j to first order,
-g_j = grad loss_j. The test loss then changes by
+At a stationary point of R(theta; w), removing example j (w_j = 1 -> 0, n fixed) moves theta by + (1/n) H^-1 g_j to
+first order, g_j = grad loss_j. The test loss then changes by
 
     S[i, j] = (1/n) v_i^T H^-1 g_j,    v_i = grad loss(test_i)
 
-which is minus 1/n times the paper's I_up,loss (its eq. 2, positive = harmful): here positive = helpful, in nats for one removed
-example. With a measure m in place of the loss, S is the drop of m, -(1/n) grad m_i^T H^-1 g_j.
+which is minus 1/n times the paper's I_up,loss (its eq. 2, positive = harmful): here positive = helpful, in nats for
+one removed example. With a measure m in place of the loss, S is the drop of m, -(1/n) grad m_i^T H^-1 g_j.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
-import torch
 from torch import Tensor
 
 from ..curvature import GGN, Hessian
 from ..gradients import TrainGradients, example_gradients, risk_gradient
+from ..scores import EFFECT, Scores
 from ..solve import Eigen, cg
-from ..task import EFFECT, Scores, Split, Task, check_split
+from ..task import Split, Task, check_split
 
 
 @dataclass
 class Influence:
     """Exact influence: the curvature as a dense matrix, decomposed once.
 
-    Cost: fit, the dense curvature and an O(p^3) decomposition, with p^2 numbers of memory (2,616 parameters: 55 MB); scores, one
-    backward pass over the test points and n_train x p multiplications each.
+    Cost: fit, the dense curvature and an O(p^3) decomposition, with p^2 numbers of memory (2,616 parameters: 55 MB);
+    scores, one backward pass over the test points and n_train x p multiplications each.
 
     Args:
         damping: added to the curvature of R; 0 is right where that is positive definite.

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch.nn import functional as F
 
 from ..embedding import embed
-from ..task import Scores, Split, Task, check_split
+from ..scores import Scores
+from ..task import Split, Task, check_split
 
 
 @dataclass
@@ -32,5 +33,6 @@ class Cosine:
         task, split = self.task_, self.task_.test if split is None else split
         check_split(task, split)
         test = F.normalize(embed(task.model, split.x, self.layer), dim=1)
-        return Scores(test @ self.train_.T, f"Cosine(layer={self.layer!r})", self.fingerprint_, split.ids, task.train.ids,
+        return Scores(test @ self.train_.T, f"Cosine(layer={self.layer!r})", self.fingerprint_, split.ids,
+                      task.train.ids,
                       unit="cosine similarity (ranked only)")

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from ..gradients import TrainGradients, example_gradients
-from ..task import Scores, Split, Task, check_split
+from ..scores import Scores
+from ..task import Split, Task, check_split
 
 
 @dataclass

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
-from influence_nb.task import Scores
+from influence_nb.scores import Scores
 from influence_nb.widgets.state import DEPTH
 
 

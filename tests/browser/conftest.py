@@ -49,7 +49,9 @@ def explorer(digits):
     """The explorer as at the start, test point 3 asked about: (view, kernel). Then: no error, no request elsewhere."""
     view, kernel, watch = digits
     view.page.mouse.move(5, 5)
-    kernel.ask("None", before="explorer.controls.lasso.value = False; explorer.state.from_json(start)")
+    kernel.ask("None", before="explorer.controls.lasso.value = False; explorer.select(59)")
+    view.asked(59)
+    kernel.ask("None", before="explorer.state.from_json(start)")  # that of a fresh explorer, with nothing asked
     view.asked(None)
     kernel.ask("None", before=f"explorer.select({START}); explorer.state.forget()")
     view.asked(START)

@@ -1,4 +1,4 @@
-"""The explorer's controls, by mouse and keyboard: what they change is what Python says, and what Python sets is shown."""
+"""The explorer's controls, by mouse and keyboard: what they change is what Python says; what Python sets is shown."""
 
 import numpy as np
 from playwright.sync_api import expect
