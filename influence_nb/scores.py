@@ -122,7 +122,8 @@ class Scores:
         scores = cls(values=values, test_ids=test_ids, train_ids=train_ids, **records)
         if task is not None and scores.task != (expected := task.fingerprint()):
             raise ValueError(f"expected scores of task {expected}, got scores of task {scores.task} in "
-                             f"{Path(path).name}: the model, its training data or the loss differ; compute the scores again")
+                             f"{Path(path).name}: the model, its training data or the loss differ; compute the scores "
+                             "again")
         return scores
 
     def __repr__(self):

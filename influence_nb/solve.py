@@ -81,8 +81,9 @@ def cg(matvec: Callable, B: Tensor, tol: float = 1e-6, max_iterations: int = 100
         curvature = (P[:, live] * A_P).sum(0)
         if (curvature <= 0).any():
             worst = (curvature / P[:, live].square().sum(0)).min()
-            raise ValueError(f"conjugate gradients met curvature {worst:.3g} along a search direction: the matrix is not "
-                             f"positive definite; expected damping above {max(0.0, -float(worst)):.3g} more, or curvature=GGN")
+            raise ValueError(f"conjugate gradients met curvature {worst:.3g} along a direction: the matrix is not "
+                             f"positive definite; raise damping by at least {max(0.0, -float(worst)):.3g}, or use "
+                             "curvature=GGN")
         step = rz[live] / curvature
         X[:, live] += step * P[:, live]
         R[:, live] -= step * A_P
