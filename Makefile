@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/ready
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-# torch's idle threads sleep instead of spinning: ten times faster where another program keeps one of two cores busy
+# torch's idle threads sleep instead of spinning: where another program is busy too, that is many times faster
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help

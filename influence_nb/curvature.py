@@ -89,19 +89,19 @@ class GGN:
 
     def dense(self) -> Tensor:
         """The matrix [p, p] from c pulled-back factors of the output Hessians."""
-        p = len(theta(self.task))
         G = torch.diag(penalty(self.task))
-        block = max(1, min(self.batch_size, 2**27 // p))
         with as_found(self.task.model):
-            for x, y, w in weighted_batches(self, block):
-                for rows in pullbacks(self.task, x, lambda o, y=y: output_factors(self.task, o, y)):  # [b, p]
-                    G = torch.addmm(G, (rows * w[:, None]).T, rows, alpha=1 / len(self.task.train))
+            for x, y, w in weighted_batches(self):
+                pulled = pullbacks(self.task, x, lambda o, y=y: output_factors(self.task, o, y))
+                rows = torch.stack(list(pulled))                                                   # [c, b, p]
+                weighted = (w[:, None] * rows).flatten(0, 1)
+                G = torch.addmm(G, weighted.T, rows.flatten(0, 1), alpha=1 / len(self.task.train))
         return (G + G.T) / 2
 
 
-def weighted_batches(curvature, batch_size=None):
+def weighted_batches(curvature):
     """(x, y, w) in blocks, w all 1 where the curvature has none."""
-    task, size = curvature.task, batch_size or curvature.batch_size
+    task, size = curvature.task, curvature.batch_size
     w = torch.ones(len(task.train)).to(theta(task)) if curvature.w is None else curvature.w
     return ((x, y, wb) for (x, y), wb in zip(batches(task.train, size), w.split(size)))
 

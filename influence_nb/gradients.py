@@ -102,13 +102,14 @@ def pullbacks(task: Task, x: Tensor, cotangents: Callable) -> Iterator[Tensor]:
         yield from functional_pullbacks(task, x, cotangents)
         return
     results = [seen[module][2] for module in layers.values()]
+    places = [layer_places(module, seen[module][0]) for module in layers.values()]
     vectors = cotangents(outputs.detach())
     for i, v in enumerate(vectors):
         back = torch.autograd.grad(outputs, results, v, retain_graph=i < len(vectors) - 1, allow_unused=True,
                                    materialize_grads=True)
         named = {}
-        for (name, module), g in zip(layers.items(), back):
-            named |= layer_gradients(name, module, seen[module][0], g)
+        for (name, module), a, g in zip(layers.items(), places, back, strict=True):
+            named |= layer_gradients(name, module, a, g)
         yield torch.cat([named[name].reshape(len(x), -1) for name in parameters(task)], dim=1)
 
 
@@ -136,17 +137,28 @@ def is_plain(module: nn.Module) -> bool:
     return type(module) is nn.Linear
 
 
+def layer_places(module: nn.Module, a: Tensor) -> Tensor:
+    """A layer's inputs as rows that its weight multiplies, [b, places, i]: the patches of a convolution."""
+    if isinstance(module, nn.Linear):
+        return a.reshape(len(a), -1, a.shape[-1])
+    (kh, kw), (sh, sw), (dh, dw), (ph, pw) = module.kernel_size, module.stride, module.dilation, module.padding
+    a = F.pad(a, (pw, pw, ph, ph))
+    b, c, height, width = a.shape
+    rows, columns = (height - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1
+    step = a.stride()
+    patches = a.as_strided((b, rows, columns, c, kh, kw),
+                           (step[0], sh * step[2], sw * step[3], step[1], dh * step[2], dw * step[3]))
+    return patches.reshape(b, rows * columns, c * kh * kw)
+
+
 def layer_gradients(name: str, module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """Per-example gradients {parameter: [b, ...]} of one layer from its inputs a and output gradients g."""
-    # a becomes [b, places, inputs] and g [b, places, outputs]
+    """Per-example gradients {parameter: [b, ...]} from a layer's inputs a [b, places, i] and its output gradients g."""
     if isinstance(module, nn.Conv2d):
-        a = F.unfold(a, module.kernel_size, module.dilation, module.padding, module.stride).transpose(1, 2)
-        g = g.flatten(2).transpose(1, 2)
+        g = g.flatten(2).transpose(1, 2)                                                    # [b, places, o]
     else:
-        a = a.reshape(len(a), -1, a.shape[-1])
         g = g.reshape(len(g), -1, g.shape[-1])
     prefix = f"{name}." if name else ""
-    out = {f"{prefix}weight": torch.bmm(g.transpose(1, 2), a)}
+    out = {f"{prefix}weight": torch.bmm(g.transpose(1, 2), a)}                              # [b, o, i]
     if module.bias is not None:
         out[f"{prefix}bias"] = g.sum(1)
     return out
