@@ -31,7 +31,7 @@ def toolbar(state, cancel):
         class_filter=choice("class_filter", "Class", "120px", every),
         search=w.Text(description="Search ids, classes, text", placeholder="6558, or a word", continuous_update=False,
                       layout={"width": "170px"}),
-        misclassified_only=w.Checkbox(description="mistakes only", indent=False, layout={"width": "120px"},
+        misclassified_only=w.Checkbox(description="misclassified only", indent=False, layout={"width": "150px"},
                                       tooltip="Show only the test points that the model gets wrong"),
         lasso=w.ToggleButton(description="Lasso", layout={"width": "64px"}, tooltip="Drag round training points, with "
                              "Ctrl to add, with Alt to remove; or hold Shift and drag"),

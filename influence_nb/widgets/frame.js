@@ -40,3 +40,9 @@ export function frame(cloud, el) {
   cloud.live = make("div", "inb-unseen", cloud.root);
   cloud.live.setAttribute("aria-live", "polite");
 }
+
+// The notebook takes arrow keys and space from every control that does not say, on itself, that it wants them.
+export function keepKeys(root) {
+  const controls = root.closest(".inb-explorer")?.querySelectorAll("select, input, button, [role=slider]") ?? [];
+  for (const control of controls) control.dataset.lmSuppressShortcuts = "true";
+}

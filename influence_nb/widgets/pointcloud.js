@@ -4,7 +4,7 @@ import { Grid, answered, bounds, fitted, toData, toScreen, union } from "./geome
 import { rgb, themeOf } from "./paint.js";
 import { bytesOf, shelf } from "./shelf.js";
 import { drawBase, drawChosen, drawLegend, drawOver, drawTests } from "./drawing.js";
-import { frame } from "./frame.js";
+import { frame, keepKeys } from "./frame.js";
 import { gestures } from "./gestures.js";
 
 class Cloud {
@@ -128,7 +128,8 @@ class Cloud {
   answer() {
     const held = this.get("answer"), id = this.get("test_id");
     const fits = held.test_id === id && held.method === this.get("method") && held.k === this.get("k");
-    const found = fits ? null : this.local(id);
+    const stale = this.testIds.length && id === null && held.test_id !== undefined;
+    const found = fits ? null : stale ? {} : this.local(id);
     if (found) return this.set({ answer: found }); // and back here
     drawOver(this);
     const { dataset } = this.root, current = this.current();
@@ -144,7 +145,8 @@ class Cloud {
   answerPinned() {
     const id = this.get("pinned"), held = this.get("pinned_answer");
     const fits = held.test_id === id && held.method === this.get("method") && held.k === this.get("k");
-    const found = fits ? null : this.local(id);
+    const stale = this.testIds.length && id === null && held.test_id !== undefined;
+    const found = fits ? null : stale ? {} : this.local(id);
     if (found) this.set({ pinned_answer: found });
     this.schedule("over");
   }
@@ -234,6 +236,7 @@ class Cloud {
   resize() {
     const width = this.stage.clientWidth, height = this.stage.clientHeight;
     if (!width || !height) return;
+    keepKeys(this.root);
     const ratio = devicePixelRatio || 1, before = this.area;
     if (before && this.size[0] === width && this.size[1] === height && this.ratio === ratio) return;
     this.size = [width, height];

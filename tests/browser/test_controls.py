@@ -32,7 +32,7 @@ def test_hidden_points_are_neither_picked_nor_lassoed(explorer):
     view, kernel = explorer
     wrong = kernel.ask("task.mistakes()")
     right = next(i for i in range(60) if i not in wrong and i != START)
-    view.control("mistakes only").check()
+    view.control("misclassified only").check()
     kernel.becomes("explorer.state.misclassified_only", True)
     view.hides("test", right)
     assert view.visible("test", range(60)) == wrong
@@ -40,7 +40,7 @@ def test_hidden_points_are_neither_picked_nor_lassoed(explorer):
     view.click("test", wrong[0])
     assert view.asked(wrong[0]) == top(kernel, wrong[0])
 
-    view.control("mistakes only").uncheck()
+    view.control("misclassified only").uncheck()
     view.control("Class").select_option("four")
     labels = np.array(kernel.ask("train.y"))
     view.hides("train", int(np.flatnonzero(labels != 4)[0]))
