@@ -13,6 +13,8 @@ def toolbar(state, cancel):
     def choice(trait, label, width, options=None):
         control = w.Dropdown(options=options or state.choices[trait], description=label, layout={"width": width})
         link((state, trait), (control, "value"))
+        if len(control.options) == 1:
+            control.layout.display = "none"  # nothing to choose
         return control
 
     def button(label, tip, act, width="64px"):

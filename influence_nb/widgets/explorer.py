@@ -214,6 +214,8 @@ class Explorer(w.VBox):
         self.state.selected = np.frombuffer(self.map.selected, "<i4").tolist()
 
     def _map_title(self):
+        if isinstance(self.atlas, FixedMap):
+            return "Map"
         layer, projection = self.shown
         return f"Map: {projection} of {layer}"
 
