@@ -15,6 +15,7 @@ from torch import Tensor
 from .task import Task
 
 EFFECT = "nats per removed example"
+INDEFINITE = "the curvature is INDEFINITE here, do not trust these: curvature=GGN, more damping, or train to a minimum"
 
 
 class Top(NamedTuple):
@@ -127,7 +128,8 @@ class Scores:
         return scores
 
     def __repr__(self):
-        return f"Scores({self.method}, {self.shape[0]} test x {self.shape[1]} train, {self.unit})"
+        flag = f"; {INDEFINITE}" if self.certificate.get("indefinite") else ""
+        return f"Scores({self.method}, {self.shape[0]} test x {self.shape[1]} train, {self.unit}{flag})"
 
     def _repr_html_(self):
         low, high = float(self.values.min()), float(self.values.max())
@@ -136,8 +138,9 @@ class Scores:
                 ("task", self.task), *self.certificate.items()]
         body = "".join(f"<tr><th style='text-align:left'>{html.escape(str(name))}</th>"
                        f"<td style='text-align:left'>{html.escape(shown(value))}</td></tr>" for name, value in rows)
+        flag = f"<p><b>{INDEFINITE}</b></p>" if self.certificate.get("indefinite") else ""
         return (f"<b>Scores</b> {self.shape[0]} test points × {self.shape[1]} training examples"
-                f"<table>{body}</table>")
+                f"<table>{body}</table>{flag}")
 
 
 def shown(value) -> str:

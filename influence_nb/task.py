@@ -219,6 +219,8 @@ def name_of(function) -> str:
 
 def check_split(task: Task, split: Split) -> None:
     """Raise where the first examples of `split` do not go through model and loss, or a label has no output."""
+    if not isinstance(split, Split):
+        raise TypeError(f"expected a Split, got {type(split).__name__}: for some test points, task.test.take(ids)")
     x, y = split.x[:2], split.y[:2]
     weight = next(p for p in task.model.parameters() if p.requires_grad)
     if x.device != weight.device:
@@ -227,7 +229,10 @@ def check_split(task: Task, split: Split) -> None:
         raise TypeError(f"data and model must have one floating type, got {x.dtype} and {weight.dtype}: "
                         f"model.to({x.dtype}) or split.to({weight.dtype})?")
     with as_found(task.model), torch.no_grad():
-        outputs = task.model(x)
+        try:
+            outputs = task.model(x)
+        except RuntimeError as error:
+            raise ValueError(f"the model does not take examples of shape {tuple(x.shape[1:])}: {error}") from error
         if task.loss is cross_entropy:
             if split.y.is_floating_point():
                 raise TypeError(f"cross_entropy needs class numbers (torch.int64), got y of {split.y.dtype}: y.long()?")
@@ -239,3 +244,13 @@ def check_split(task: Task, split: Split) -> None:
             if function is not None and (got := tuple(function(outputs, y).shape)) != (len(y),):
                 raise ValueError(f"{name} must give one value an example, expected shape ({len(y)},), got {got}: "
                                  "reduction='none'?")
+
+
+def asked(method, split: Split | None) -> tuple[Task, Split]:
+    """The task that a method was fitted on, and the examples that its scores are wanted for, checked."""
+    if not hasattr(method, "task_"):
+        raise ValueError(f"{type(method).__name__} has seen no task yet: call .fit(task) first")
+    task = method.task_
+    split = task.test if split is None else split
+    check_split(task, split)
+    return task, split

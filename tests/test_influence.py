@@ -174,6 +174,8 @@ def test_an_indefinite_curvature_is_named_and_refused_by_cg():
     task = digits_task(n=20, l2=1e-3, model=models.mlp([9, 5, 4]), trained=False)
     exact = Influence().fit(task).scores()
     assert exact.certificate["indefinite"] and exact.certificate["smallest eigenvalue"] < 0
+    assert "INDEFINITE" in repr(exact) and "INDEFINITE" in exact._repr_html_()
+    assert "INDEFINITE" not in repr(Influence(damping=10.0).fit(task).scores())
     with pytest.raises(ValueError, match="not positive definite"):
         CG(curvature=Hessian).fit(task).scores()
 
@@ -196,10 +198,26 @@ def test_batchnorm_dropout_and_frozen_layers_go_through_unharmed(method):
     assert any(m.training for m in task.model.modules()) and not task.model[5].weight.requires_grad
 
 
-def test_scores_before_fit_and_foreign_points_are_refused():
-    with pytest.raises(ValueError, match=r"call \.fit\(task\) first"):
-        Influence().scores()
+@pytest.mark.parametrize("method", [Influence(), CG(), GradDot(), Cosine()])
+def test_scores_before_fit_are_refused(method):
+    with pytest.raises(ValueError, match=rf"{type(method).__name__} has seen no task yet: call \.fit\(task\) first"):
+        method.scores()
+
+
+@pytest.mark.parametrize("method, error, words", [
+    (Influence(damping=-1.0), ValueError, "damping must be 0 or more, got -1"),
+    (CG(damping=float("nan")), ValueError, "damping must be 0 or more, got nan"),
+    (Influence(curvature="ggn"), TypeError, r"Hessian or GGN \(the class\), got 'ggn'"),
+])
+def test_bad_settings_are_refused(method, error, words):
+    with pytest.raises(error, match=words):
+        method.fit(digits_task(n=8))
+
+
+def test_foreign_points_are_refused():
     fitted = Influence().fit(digits_task())
+    with pytest.raises(TypeError, match=r"expected a Split, got list: for some test points, task\.test\.take"):
+        fitted.scores([3])
     with pytest.raises(ValueError, match=r"0\.\.3, the model has 4 outputs; got 9"):
         fitted.scores(Split(torch.rand(2, 1, 3, 3, dtype=torch.float64), torch.tensor([9, 0])))
     with pytest.raises(ValueError, match="layer"):

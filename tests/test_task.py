@@ -48,6 +48,7 @@ def test_take_keeps_ids_and_text_and_a_task_numbers_rows_anew():
     (dict(train=Split(X, Y.float())), TypeError, r"class numbers \(torch.int64\), got y of torch.float32"),
     (dict(train=Split(X.double(), Y)), TypeError, "one floating type, got torch.float64 and torch.float32"),
     (dict(loss=nn.functional.cross_entropy), ValueError, r"one value an example, expected shape \(2,\), got \(\)"),
+    (dict(model=models.logistic(4, 2)), ValueError, r"does not take examples of shape \(3,\)"),
     (dict(measure=lambda out, y: out), ValueError, "measure must give one value an example"),
 ])
 def test_a_bad_task_is_refused(change, error, words):

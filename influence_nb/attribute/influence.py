@@ -18,7 +18,7 @@ from ..curvature import GGN, Hessian
 from ..gradients import TrainGradients, example_gradients, risk_gradient
 from ..scores import EFFECT, Scores
 from ..solve import Eigen, cg
-from ..task import Split, Task, check_split
+from ..task import Split, Task, asked
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Influence:
 
     def fit(self, task: Task) -> "Influence":
         """Compute and decompose the curvature, and keep the training gradients."""
+        check_settings(self)
         self.task_, self.fingerprint_ = task, task.fingerprint()
         self.dense_ = self.curvature(task).dense()
         self.eigen_ = Eigen.of(self.dense_)
@@ -83,6 +84,7 @@ class CG:
 
     def fit(self, task: Task) -> "CG":
         """Keep the training gradients where they fit into memory."""
+        check_settings(self)
         self.task_, self.fingerprint_ = task, task.fingerprint()
         self.train_ = TrainGradients(task)
         self.gradient_norm_ = float(risk_gradient(task).norm())
@@ -96,13 +98,17 @@ class CG:
         return effects(self, split, X, residual, {"curvature products": products})
 
 
+def check_settings(method) -> None:
+    """Raise where damping or curvature make no sense."""
+    if not method.damping >= 0:
+        raise ValueError(f"damping must be 0 or more, got {method.damping}")
+    if not callable(method.curvature):
+        raise TypeError(f"curvature must be Hessian or GGN (the class), got {method.curvature!r}")
+
+
 def measure_gradients(method, split: Split | None) -> Tensor:
     """Gradients [p, n_test] of what the scores are the rise of: the loss, or minus the measure."""
-    if not hasattr(method, "task_"):
-        raise ValueError(f"{type(method).__name__} has seen no task yet: call .fit(task) first")
-    task = method.task_
-    split = task.test if split is None else split
-    check_split(task, split)
+    task, split = asked(method, split)
     if task.measure is None:
         return example_gradients(task, split).T
     return -example_gradients(task, split, task.measure).T

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..embedding import embed
 from ..scores import Scores
-from ..task import Split, Task, check_split
+from ..task import Split, Task, asked
 
 
 @dataclass
@@ -30,8 +30,7 @@ class Cosine:
 
     def scores(self, split: Split | None = None) -> Scores:
         """Similarities [n_test, n_train] of the task's test points, or of `split`."""
-        task, split = self.task_, self.task_.test if split is None else split
-        check_split(task, split)
+        task, split = asked(self, split)
         test = F.normalize(embed(task.model, split.x, self.layer), dim=1)
         return Scores(test @ self.train_.T, f"Cosine(layer={self.layer!r})", self.fingerprint_, split.ids,
                       task.train.ids,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..gradients import TrainGradients, example_gradients
 from ..scores import Scores
-from ..task import Split, Task, check_split
+from ..task import Split, Task, asked
 
 
 @dataclass
@@ -25,8 +25,7 @@ class GradDot:
 
     def scores(self, split: Split | None = None) -> Scores:
         """Scores [n_test, n_train] of the task's test points, or of `split`."""
-        task, split = self.task_, self.task_.test if split is None else split
-        check_split(task, split)
+        task, split = asked(self, split)
         V = example_gradients(task, split, task.measure).T
         V = V if task.measure is None else -V
         return Scores(self.train_.products(V), "GradDot()", self.fingerprint_, split.ids, task.train.ids,

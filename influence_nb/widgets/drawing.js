@@ -167,7 +167,7 @@ export function drawLegend(cloud) {
   const { classes, hidden } = cloud.layers.train, names = cloud.get("class_names");
   const counts = names.map(() => 0), chosen = names.map(() => 0), selected = cloud.selected();
   classes.forEach((c, row) => hidden[row] || counts[c]++);
-  for (const id of selected) chosen[classes[id]]++;
+  for (const id of selected) hidden[id] || chosen[classes[id]]++;
   const item = (name, shape, colour) => {
     const entry = make("span", "inb-item", cloud.legend);
     make("span", `inb-mark inb-${shape}`, entry).style.setProperty("--colour", colour);
