@@ -54,20 +54,20 @@ def embed(model: nn.Module, x: Tensor, layer: str, batch_size: int = 1000) -> Te
     if len(x) == 0 or batch_size < 1:
         raise ValueError(f"expected at least one example and a batch_size of 1 or more, got {len(x)} and {batch_size}")
     outputs, rows = [], []
-    hook = modules[layer].register_forward_hook(lambda module, inputs, output: outputs.append(detached(output, layer)))
-    try:
-        with as_found(model), torch.no_grad():
-            for batch in x.split(batch_size):
+    for batch in x.split(batch_size):
+        with as_found(model), torch.no_grad():  # batch by batch, so that another thread gets its turn
+            hook = modules[layer].register_forward_hook(lambda *given: outputs.append(detached(given[2], layer)))
+            try:
                 model(batch)
-                if len(outputs) != 1:
-                    raise ValueError(f"layer {layer!r} must be called once a forward pass, got {len(outputs)} calls: "
-                                     "give each use a module of its own, or choose a layer around or inside it")
-                if outputs[0].ndim == 0 or len(outputs[0]) != len(batch):
-                    raise ValueError(f"layer {layer!r} must give one row an example, expected {len(batch)} rows, got "
-                                     f"shape {tuple(outputs[0].shape)}: choose a layer whose first axis is the batch")
-                rows.append(outputs.pop().reshape(len(batch), -1))
-    finally:
-        hook.remove()
+            finally:
+                hook.remove()
+            if len(outputs) != 1:
+                raise ValueError(f"layer {layer!r} must be called once a forward pass, got {len(outputs)} calls: "
+                                 "give each use a module of its own, or choose a layer around or inside it")
+            if outputs[0].ndim == 0 or len(outputs[0]) != len(batch):
+                raise ValueError(f"layer {layer!r} must give one row an example, expected {len(batch)} rows, got "
+                                 f"shape {tuple(outputs[0].shape)}: choose a layer whose first axis is the batch")
+            rows.append(outputs.pop().reshape(len(batch), -1))
     return torch.cat(rows)  # [n, d]
 
 
@@ -220,7 +220,7 @@ class Atlas:
         self.methods = {"PCA": pca, "t-SNE": tsne, "UMAP": umap} if projections is None else dict(projections)
         self.metrics = dict(distances) if distances is not None else (
             {"cosine": cosine, "Euclidean": euclidean} | ({"pixel": pixel} if images else {}))
-        self._kept, self._locks, self._lock, self._model_lock = {}, {}, Lock(), Lock()
+        self._kept, self._locks, self._lock = {}, {}, Lock()
         for layer in self.layers:
             self.embedding(layer, task.test.x[:1])  # a wrong name should fail here, not at the first click
 
@@ -236,8 +236,7 @@ class Atlas:
         """The embedding [n, d] of x at a layer; without x, that of the training set, which is kept."""
         if x is None:
             return self.once(("embedding", layer), lambda: self.embedding(layer, self.task.train.x))
-        with self._model_lock:  # two threads must not switch the mode of one model
-            return embed(self.task.model, x, layer)
+        return embed(self.task.model, x, layer)
 
     def place(self, layer: str, projection: str, test_ids) -> tuple[np.ndarray, np.ndarray]:
         """The places (train [n_train, 2], test [len(test_ids), 2]) in a layer's map, float32."""

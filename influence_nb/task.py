@@ -13,6 +13,8 @@ import hashlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import RLock
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -36,9 +38,20 @@ def weights_only(name: str) -> bool:
     return name.rpartition(".")[2] != "bias"
 
 
+LOCKS = WeakKeyDictionary()
+
+
 @contextmanager
 def as_found(model: nn.Module):
-    """Run the body with `model` in eval mode; then put back every module's mode, flags and the global random state."""
+    """Run the body with `model` in eval mode; then put back every module's mode, flags and the global random state.
+
+    One thread at a time has a model: another that asks for it waits.
+    """
+    with LOCKS.setdefault(model, RLock()):
+        yield from borrowed(model)
+
+
+def borrowed(model: nn.Module):
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with torch.random.fork_rng():

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from problems import digits_task
 from torch import nn
 
 from influence_nb import GradDot, Influence, Scores, Split, Task, cross_entropy, models, squared_error
+from influence_nb.task import as_found
 
 X, Y = torch.rand(5, 3), torch.tensor([0, 1, 1, 0, 1])
 
@@ -143,3 +146,23 @@ def test_what_a_notebook_shows_is_escaped_and_says_unit_and_sign():
     task = digits_task()
     assert "ranked only" in GradDot().fit(task).scores()._repr_html_()
     assert np.asarray(scores_of(torch.rand(2, 3))).shape == (2, 3)
+
+
+def test_one_thread_at_a_time_has_a_model_and_finds_it_as_it_was():
+    model, inside, seen = nn.Linear(3, 2).train(), threading.Event(), []
+
+    def other():
+        inside.wait(10)
+        with as_found(model):
+            seen.append("other")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with as_found(model):
+        with as_found(model):  # the same thread may nest
+            inside.set()
+            thread.join(0.2)
+        seen.append("first")
+        assert not model.training
+    thread.join(10)
+    assert seen == ["first", "other"] and model.training

@@ -254,3 +254,59 @@ def test_a_failed_map_says_so_and_goes_back(task):
     until(lambda: not explorer.map.busy)
     until(lambda: explorer.map.note)
     assert explorer.map.note == "broken of first failed: no such luck" and explorer.state.projection == "PCA"
+
+
+def test_a_method_that_fails_leaves_nothing_of_another_test_point(task):
+    class Failing(Asked):
+        def scores(self, split=None):
+            if int(split.ids[0]) == SHOWN[1]:
+                raise RuntimeError("no such luck")
+            return super().scores(split)
+
+    explorer = Explorer(task, {"asked": Failing(made(task))}, places(task), test_ids=SHOWN)
+    explorer.select(SHOWN[0])
+    assert explorer.helpful or explorer.harmful
+    with pytest.raises(RuntimeError, match="no such luck"):
+        explorer.select(SHOWN[1])
+    assert (explorer.helpful, explorer.harmful, explorer.map.answer) == ([], [], {})
+    assert explorer.scatter.train_xy == b"" and "failed for test point" in explorer.map.note
+    explorer.select(SHOWN[0])
+    assert explorer.map.answer["test_id"] == SHOWN[0]
+
+
+def test_places_that_are_not_finite_are_refused(task):
+    train, test = places(task)
+    train = np.array(train)
+    train[3, 1] = np.nan
+    with pytest.raises(ValueError, match="place training points at finite numbers, got .* in row 3"):
+        Explorer(task, {"asked": Asked(made(task))}, (train, test), test_ids=SHOWN)
+
+
+def test_scores_in_half_precision_are_as_good_as_others(task):
+    scores = made(task)
+    large = Scores(torch.full(scores.shape, 3e4, dtype=torch.float16), "Toy()", scores.task, scores.test_ids,
+                   scores.train_ids)
+    assert Explorer(task, {"half": large}, places(task), test_ids=SHOWN).helpful
+
+
+def test_a_search_that_is_undone_or_loaded_does_not_jump(task, tmp_path):
+    explorer = Explorer(task, {"asked": Asked(made(task))}, places(task), test_ids=SHOWN)
+    explorer.state.search = str(SHOWN[2])
+    assert explorer.test_id == SHOWN[2]
+    explorer.select(SHOWN[0])
+    explorer.save(tmp_path / "state.json")
+    explorer.state.search = ""
+    explorer.state.undo()
+    assert explorer.state.search == str(SHOWN[2]) and explorer.test_id == SHOWN[0]
+    explorer.select(SHOWN[1])
+    explorer.load(tmp_path / "state.json")
+    assert (explorer.state.search, explorer.test_id) == (str(SHOWN[2]), SHOWN[0])
+
+
+@pytest.mark.parametrize("text", [b"[" * 200_000, b"\xff\xfe{}", b"{", b"[]"])
+def test_a_hostile_state_file_is_refused(explorer, tmp_path, text):
+    (tmp_path / "state.json").write_bytes(text)
+    before = explorer.state.to_json()
+    with pytest.raises(ValueError, match="expected the saved state of an explorer"):
+        explorer.load(tmp_path / "state.json")
+    assert explorer.state.to_json() == before

@@ -134,7 +134,7 @@ def test_the_page_asks_nobody_and_holds_text_as_text(tmp_path):
     explorer = Explorer(task, {nasty: method}, (x, x[1:4]), test_ids=[0, 2])
     page = explorer.export_html(tmp_path / "page.html").read_text()
     assert "<img" not in page and page.count("</script>") == 3 and "default-src 'none'" in page
-    assert not re.search(r"(https?:)?//[\w-]+\.\w+/", page)
+    assert not re.search(r"https?://|['\"(]//[\w-]+\.", page)
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
     assert data["gallery"]["test_texts"] == [f"{nasty} 1", f"{nasty} 3"] and data["map"]["preloaded"] == [True]
     assert method.asked[-1] == [0, 2]  # the page answers for every test point shown

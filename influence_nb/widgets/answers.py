@@ -40,7 +40,7 @@ class Answers:
         if scores.train_ids.tolist() != list(range(n)):
             raise ValueError(f"scores {name!r} must cover the {n} training examples in order, got "
                              f"{len(scores.train_ids)} ids")
-        if not torch.isfinite(scores.values.sum()):
+        if not torch.isfinite(scores.values).all():
             raise ValueError(f"scores {name!r} must be finite, got NaN or infinity: more damping?")
         if int(scores.test_ids.max()) >= len(self.task.test):
             raise ValueError(f"scores {name!r} must be of test points 0..{len(self.task.test) - 1}, got "

@@ -123,11 +123,13 @@ class Explorer(w.VBox):
 
     def load(self, path) -> None:
         """Take over the state in `path`; ValueError where it is damaged or of another task, and nothing is changed."""
-        self.state.from_json(Path(path).read_text(encoding="utf-8"))
+        self.state.from_json(Path(path).read_bytes())
 
     def cancel(self) -> None:
         """Give up the map that is being computed and go back to the one shown."""
         with self.lock:
+            if not self.map.busy:
+                return
             self.job += 1
             self._working("")
             self.state.withdraw(layer=self.shown[0], projection=self.shown[1])
@@ -144,6 +146,10 @@ class Explorer(w.VBox):
         for xy, n, name in zip(placed, (len(self.task.train), len(self.test_ids)), ("training", "test"), strict=True):
             if xy.shape != (n, 2):
                 raise ValueError(f"the embedding must place {n} {name} points as [{n}, 2], got {xy.shape}")
+            if not np.isfinite(xy).all():
+                row = int((~np.isfinite(xy).all(1)).argmax())
+                raise ValueError(f"the embedding must place {name} points at finite numbers, "
+                                 f"got {xy[row]} in row {row}")
         return [packed(xy, "f4") for xy in placed]
 
     # state -> views -> state
@@ -169,6 +175,7 @@ class Explorer(w.VBox):
         on(["layer", "projection"], self._move)
         on(["colour_by"], self._colour)
         on(["class_filter", "misclassified_only", "search"], self._filter)
+        on(["search"], self._found)
         on(["selected"], lambda: setattr(self.map, "selected", packed(state.selected, "i4")))
         on(["status"], lambda: setattr(self.map, "note", state.status))
         self.map.observe(self._locked(self._selected), "selected")
@@ -181,7 +188,13 @@ class Explorer(w.VBox):
 
     def _answer(self):
         state = self.state
-        answer = self.answers.top(state.method, state.test_id, state.k) if state.test_id is not None else {}
+        try:
+            answer = self.answers.top(state.method, state.test_id, state.k) if state.test_id is not None else {}
+        except Exception as error:  # nothing of another test point may stay on the screen
+            state.helpful, state.harmful, self.map.answer = [], [], {}
+            self.scatter.train_xy, self.scatter.owner = b"", ""
+            self.scatter.note = state.status = f"{state.method} failed for test point {state.test_id}: {error}"
+            raise
         state.helpful, state.harmful = answer.get("helpful", []), answer.get("harmful", [])
         with self.map.hold_sync():
             self.map.method, self.map.k = list(self.answers.methods).index(state.method), state.k
@@ -238,8 +251,12 @@ class Explorer(w.VBox):
         filtered = state.search or state.class_filter or state.misclassified_only
         self.matched = f"{n_test} test, {n_train} training points match" if filtered else ""
         state.status = self.matched
-        if state.search and n_test == 1:
-            state.test_id = self.test_ids[int(masks["test"].argmax())]
+
+    def _found(self):
+        """A search that leaves one test point shows it; one that is taken back or loaded does not."""
+        matches = self.examples.matches(self.state)["test"]
+        if self.state.search and not self.state.replaying and matches.sum() == 1:
+            self.state.test_id = self.test_ids[int(matches.argmax())]
 
     # maps are computed in one worker thread; the latest wish counts
     def _move(self):

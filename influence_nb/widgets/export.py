@@ -13,6 +13,7 @@ from influence_nb.widgets.state import DEPTH
 
 DENSE = 8_000_000  # bytes up to which the page holds the scatter's points of every training example
 PICTURES = 24_000_000  # bytes of thumbnails, before compression
+BLANK = {"train_hidden": b"", "test_hidden": b"", "hover": "", "note": ""}
 
 
 def write(explorer, path) -> Path:
@@ -28,7 +29,9 @@ def write(explorer, path) -> Path:
     with explorer.lock:
         views = {name: traits(getattr(explorer, name)) for name in ("map", "scatter", "gallery")}
     views["map"] |= {"preloaded": [True] * len(scores), "depth": DEPTH, "topk_ids": packed(near, "i4"),
-                     "topk_scores": packed(values, "f4"), "note": "", "busy": False, "lasso": False, "hover": ""}
+                     "topk_scores": packed(values, "f4"), "busy": False, "lasso": False}
+    for view in views.values():  # the page has no filters, and nothing is under the pointer
+        view |= {name: blank for name, blank in BLANK.items() if name in view}
     units = [answers.sides(one.unit) for one in scores.values()]
     for view in views.values():
         view["side_names"] = [names for names, _ in units]

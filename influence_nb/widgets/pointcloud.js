@@ -155,7 +155,8 @@ class Cloud {
   current() {
     const held = this.get("answer");
     if (held.test_id === undefined || held.test_id === null) return null;
-    return !this.testIds.length || held.test_id === this.get("test_id") ? held : null;
+    const asked = ["test_id", "method", "k"].every((name) => held[name] === this.get(name));
+    return !this.testIds.length || asked ? held : null;
   }
 
   // A chosen point: a test point is explained, a training point is selected.
@@ -217,6 +218,8 @@ class Cloud {
 
   // What is under the pointer: test points first, and from further away.
   pick(px, py) {
+    const { left, top, width, height } = this.area;
+    if (px < left || px > left + width || py < top || py > top + height) return [null, null];
     for (const [layer, reach] of [["test", 10], ["train", 7]]) {
       const { xy, hidden } = this.layers[layer];
       if (!xy.length) continue;

@@ -128,6 +128,11 @@ class ExplorerState(HasTraits):
         """Do again what was taken back; False where there is nothing."""
         return self._replay(self.future, self.past)
 
+    @property
+    def replaying(self) -> bool:
+        """Whether the present changes are an undo, a redo or part of a larger step, and not a wish of their own."""
+        return self._replaying or self._open is not None
+
     def forget(self) -> None:
         """Drop all steps: what is now is the beginning."""
         self.past.clear()
@@ -165,7 +170,7 @@ class ExplorerState(HasTraits):
         """The state as JSON text."""
         return json.dumps({"format": FORMAT, "task": self.task, **self.asked()}, indent=1)
 
-    def from_json(self, text: str) -> None:
+    def from_json(self, text: str | bytes) -> None:
         """Take over the state in `text`, all of it or, where something is wrong, none of it.
 
         Raises:
@@ -173,7 +178,7 @@ class ExplorerState(HasTraits):
         """
         try:
             saved = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"expected the saved state of an explorer, got a damaged file ({error})") from error
         if not isinstance(saved, dict) or saved.get("format") != FORMAT:
             raise ValueError(f"expected the saved state of an explorer (format {FORMAT!r}), got something else")
@@ -182,6 +187,8 @@ class ExplorerState(HasTraits):
                              "training data or the loss differ")
         if odd := (set(saved) - {"format", "task"}) ^ set(ASKED):
             raise ValueError(f"expected the entries {', '.join(ASKED)}; missing or unknown: {', '.join(sorted(odd))}")
+        if odd := [name for name in ("k", "test_id", "pinned") if isinstance(saved[name], bool)]:
+            raise ValueError(f"expected whole numbers as {', '.join(odd)}, got true or false")
         trial = ExplorerState(self.test_ids, self.n_train, self.classes, *(self.choices[name] for name in (
             "method", "layer", "projection", "metric")), self.task)
         try:

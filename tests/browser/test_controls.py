@@ -37,6 +37,7 @@ def test_hidden_points_are_neither_picked_nor_lassoed(explorer):
     view.hides("test", right)
     assert view.visible("test", range(60)) == wrong
     view.click("test", right)
+    assert view.asked(START) == top(kernel, START) and kernel.ask("explorer.test_id") == START
     view.click("test", wrong[0])
     assert view.asked(wrong[0]) == top(kernel, wrong[0])
 
