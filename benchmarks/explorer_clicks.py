@@ -5,9 +5,9 @@
 Real clicks of a headless Chromium on the 24 test points of an explorer, in random order. Times in ms from the release
 of the mouse button (the event's own time stamp): "redrawn" until the map names the new neighbours, which it does right
 after painting them; "on screen" until the frame with them has been painted; "scatter" until the scatter has the new
-test point's distances and scores. 5,500 points are the MNIST images that come with the project; 60,000 are the
-same images
-tiled, with noise. The model is a softmax regression, the scores are products of gradients: to a click, just numbers.
+test point's distances and scores. 5,500 points are the MNIST images that come with the project; 60,000 are the same
+images tiled, with noise. The model is a softmax regression, the scores are products of gradients: to a click, they
+are just numbers.
 """
 
 import random
