@@ -52,6 +52,19 @@ class Shared(nn.Module):
         return self.out(torch.tanh(self.inner(torch.tanh(self.inner(x.flatten(1))))))
 
 
+class Tied(nn.Module):
+    """A layer whose weight is used once more outside it, which its hook cannot see."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.inner, self.out = nn.Linear(9, 9), nn.Linear(9, 4)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.inner(x.flatten(1))) @ self.inner.weight)
+
+
 def normed(seed=0):
     """LayerNorm and GroupNorm with trained parameters: the functional path."""
     with torch.random.fork_rng():

@@ -4,14 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import Shared, conv_net, digits_task, normed
+from problems import Shared, Tied, conv_net, digits_task, normed
 from torch import nn
 
 from influence_nb import Task, gradients, models
 from influence_nb.checks import restless, snapshot, untouched
 
 NETS = {"logistic": lambda: models.logistic(9, 4), "mlp": lambda: models.mlp([9, 5, 4]), "conv": conv_net,
-        "shared": Shared, "normed": normed}
+        "shared": Shared, "tied": Tied, "normed": normed}
 
 
 def one_by_one(task, split):
@@ -33,7 +33,7 @@ def test_example_gradients_equal_autograd_one_by_one(net):
 def test_the_fast_path_is_taken_where_it_should_be():
     taken = {name: gradients.hooked_layers(digits_task(n=5, model=make(), trained=False)) is not None for name,
              make in NETS.items()}
-    assert taken == {"logistic": True, "mlp": True, "conv": True, "shared": True, "normed": False}
+    assert taken == {"logistic": True, "mlp": True, "conv": True, "shared": True, "tied": True, "normed": False}
 
 
 def test_frozen_parameters_have_no_gradient():
