@@ -29,9 +29,9 @@ def speed():
     fit, method = timed(lambda: Influence(damping=0.01, curvature=GGN).fit(task))
     total, _ = timed(lambda: method.scores(six), 9)
     gradient, V = timed(lambda: gradients.example_gradients(task, six).T, 9)
-    solve, X = timed(lambda: method.eigen_.solve(V, 0.01), 9)
-    residual, _ = timed(lambda: method.dense_ @ X, 9)
-    product, _ = timed(lambda: method.train_.products(X), 9)
+    solve, X = timed(lambda: method.solver_.solve(V, 0.01), 9)
+    residual, _ = timed(lambda: method.curvature_ @ X, 9)
+    product, _ = timed(lambda: method.train_ @ X, 9)
     rows = [("forward + backward over 5,500 images (the floor)", floor),
             ("Influence(0.01, GGN).fit, 2,616 parameters", fit),
             ("scores: 5,500 training images, 1 test image", total), ("   test gradient", gradient),

@@ -9,14 +9,15 @@ regularised parameters. G is positive semidefinite where the loss is convex in t
 that is linear in its parameters. Source: Schraudolph (2002); Martens (2020), section 8.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from .gradients import batches, parameters, penalty, pullbacks, theta
-from .task import Task, as_found
+from .gradients import Gradients, batches, dense, function_gradient, loss_slopes, parameters, penalty, theta
+from .task import Task, as_found, cross_entropy, name_of
 
 
 @dataclass(eq=False)
@@ -31,89 +32,27 @@ class Hessian:
     batch_size: int = 500
 
     def __matmul__(self, V: Tensor) -> Tensor:
-        columns = V.reshape(len(V), -1)
+        columns, w = V.reshape(len(V), -1), weights(self.task, self.w)
         total = penalty(self.task)[:, None] * columns
         with as_found(self.task.model), torch.enable_grad():
-            for x, y, w in weighted_batches(self):
-                total = total + self.batch_product(x, y, w, columns) / len(self.task.train)
+            for (x, y), wb in zip(batches(self.task.train, self.batch_size), w.split(self.batch_size)):
+                total = total + self.batch_product(x, y, wb, columns) / len(w)
         return total.reshape(V.shape)
 
     def batch_product(self, x, y, w, columns):
-        weights = list(parameters(self.task).values())
+        named = list(parameters(self.task).values())
         losses = self.task.loss(self.task.model(x), y)
-        slopes = torch.autograd.grad((w * losses).sum(), weights, create_graph=True, allow_unused=True,
-                                     materialize_grads=True)
-        slope = flat(slopes)
+        slope = flat(torch.autograd.grad((w * losses).sum(), named, create_graph=True, allow_unused=True,
+                                         materialize_grads=True))
         if not slope.requires_grad:  # the loss is linear in theta
             return torch.zeros_like(columns)
-        return torch.stack([flat(pull(slope, weights, v)) for v in columns.T], dim=1)
+        return torch.stack([flat(torch.autograd.grad(slope, named, v, retain_graph=True, allow_unused=True,
+                                                     materialize_grads=True)) for v in columns.T], dim=1)
 
     def dense(self) -> Tensor:
         """The matrix [p, p], symmetrised, from p products: for small models."""
         H = self @ torch.eye(len(theta(self.task))).to(theta(self.task))
         return (H + H.T) / 2
-
-
-@dataclass(eq=False)
-class GGN:
-    """The generalised Gauss-Newton matrix of the risk: `G @ V` for V [p] or [p, k], and `G.dense()` [p, p].
-
-    A product costs one forward and one backward pass and two backward passes a column. The dense matrix costs c
-    backward passes over the training set and n c p^2 multiplications.
-    """
-
-    task: Task
-    w: Tensor | None = None
-    batch_size: int = 500
-
-    def __matmul__(self, V: Tensor) -> Tensor:
-        columns = V.reshape(len(V), -1)
-        total = penalty(self.task)[:, None] * columns
-        with as_found(self.task.model), torch.enable_grad():
-            for x, y, w in weighted_batches(self):
-                total = total + self.batch_product(x, y, w, columns) / len(self.task.train)
-        return total.reshape(V.shape)
-
-    def batch_product(self, x, y, w, columns):
-        weights = list(parameters(self.task).values())
-        outputs = self.task.model(x)
-        probe = torch.zeros_like(outputs, requires_grad=True)
-        pulled = flat(torch.autograd.grad(outputs, weights, probe, create_graph=True, allow_unused=True,
-                                          materialize_grads=True))  # J^T probe, linear in probe
-        L = w[:, None, None] * output_hessians(self.task, outputs.detach(), y)
-        products = []
-        for v in columns.T:
-            Jv = pull(pulled, [probe], v)[0].reshape(len(x), -1, 1)                                # [b, c, 1]
-            products.append(flat(pull(outputs, weights, (L @ Jv).reshape(outputs.shape))))
-        return torch.stack(products, dim=1)
-
-    def dense(self) -> Tensor:
-        """The matrix [p, p] from c pulled-back factors of the output Hessians."""
-        G = torch.diag(penalty(self.task))
-        with as_found(self.task.model):
-            for x, y, w in weighted_batches(self):
-                pulled = pullbacks(self.task, x, lambda o, y=y: output_factors(self.task, o, y))
-                rows = torch.stack(list(pulled))                                                   # [c, b, p]
-                weighted = (w[:, None] * rows).flatten(0, 1)
-                G = torch.addmm(G, weighted.T, rows.flatten(0, 1), alpha=1 / len(self.task.train))
-        return (G + G.T) / 2
-
-
-def weighted_batches(curvature):
-    """(x, y, w) in blocks, w all 1 where the curvature has none."""
-    task, size = curvature.task, curvature.batch_size
-    w = torch.ones(len(task.train)).to(theta(task)) if curvature.w is None else curvature.w
-    return ((x, y, wb) for (x, y), wb in zip(batches(task.train, size), w.split(size)))
-
-
-def flat(pieces) -> Tensor:
-    """One vector from the pieces of a gradient."""
-    return torch.cat([piece.reshape(-1) for piece in pieces])
-
-
-def pull(outputs, inputs, v):
-    """The vector-Jacobian product v^T d outputs / d inputs, keeping the graph for the next v."""
-    return torch.autograd.grad(outputs, inputs, v, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
 def output_hessians(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
@@ -125,7 +64,9 @@ def output_hessians(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def output_factors(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
-    """Square roots of the output Hessians, [c, b, ...]: L_i = sum_k f_k f_k^T over the first axis.
+    """Square roots of the output Hessians, [m, b, ...]: L_i = sum_k f_k f_k^T over the first axis.
+
+    m = c, or c - 1 for cross-entropy, whose Hessian has the null vector 1.
 
     Raises:
         ValueError: the loss is not convex in the outputs, so that there is no such root.
@@ -134,6 +75,96 @@ def output_factors(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
     if values.min() < -1e-5 * max(1e-30, float(values.abs().max())):
         raise ValueError(f"the GGN needs a loss that is convex in the outputs, got an output Hessian with eigenvalue "
                          f"{values.min():.3g}: use curvature=Hessian")
-    factors = vectors * values.clamp(min=0).sqrt()[:, None, :]
+    first = 1 if task.loss is cross_entropy else 0
+    factors = (vectors * values.clamp(min=0).sqrt()[:, None, :])[:, :, first:]
     return factors.permute(2, 0, 1).reshape(-1, *outputs.shape)
 
+
+@dataclass(eq=False)
+class GGN:
+    """The generalised Gauss-Newton matrix of the risk: `G @ V` for V [p] or [p, k], and `G.dense()` [p, p].
+
+    The rows of the Jacobian, weighted with a root of each output Hessian, are pulled back once, in c backward passes
+    over the training set, and kept as factors where they fit into memory (see `Gradients`). A product then costs two
+    products of these rows with V: no backward pass, and all columns at once. The dense matrix costs n c p^2.
+
+    Args:
+        w: Tensor [n] of training weights; None for all 1.
+        vectors: what is pulled back from the outputs; see `Fisher` and `EmpiricalFisher` for others.
+        name: how it is called in records.
+    """
+
+    task: Task
+    w: Tensor | None = None
+    batch_size: int | None = None
+    vectors: Callable = output_factors
+    name: str = "GGN"
+
+    def __post_init__(self):
+        self.rows = Gradients(self.task, self.task.train, self.vectors, self.batch_size)
+
+    def __matmul__(self, V: Tensor) -> Tensor:
+        columns, w = V.reshape(len(V), -1), weights(self.task, self.w)
+        product = self.rows.gram(columns, w) / len(w)
+        return (product + penalty(self.task)[:, None] * columns).reshape(V.shape)
+
+    def dense(self) -> Tensor:
+        """The matrix [p, p]."""
+        G, w = torch.diag(penalty(self.task)), weights(self.task, self.w)
+        for where, blocks in self.rows:
+            rows = dense(self.task, blocks)                                                        # [m, b, p]
+            G = torch.addmm(G, (w[where, None] * rows).flatten(0, 1).T, rows.flatten(0, 1), alpha=1 / len(w))
+        return (G + G.T) / 2
+
+    def trace(self) -> float:
+        """The sum of the eigenvalues."""
+        w = weights(self.task, self.w)
+        return float((w @ self.rows.squared_norms()) / len(w) + penalty(self.task).sum())
+
+
+def Fisher(task: Task, w: Tensor | None = None, batch_size: int | None = None, samples: int = 1, seed: int = 0) -> GGN:
+    """The Fisher matrix from `samples` labels an example, drawn from the model's own softmax: unbiased for the GGN.
+
+    Cost: `samples` backward passes in place of c. For cross-entropy only, where exact Fisher and GGN are one matrix.
+    Source: Martens (2020), section 5.
+    """
+    random = torch.Generator().manual_seed(seed)
+
+    def sampled_slopes(task, outputs, y):
+        chances = outputs.softmax(-1).reshape(-1, outputs.shape[-1]).cpu()
+        labels = torch.multinomial(chances, samples, replacement=True, generator=random).T.to(y.device)
+        slopes = [function_gradient(task.loss, outputs, drawn) for drawn in labels]
+        return torch.stack(slopes) / samples ** 0.5
+
+    if task.loss is not cross_entropy:
+        raise ValueError(f"Fisher draws labels from a softmax and needs cross_entropy, got {name_of(task.loss)}: "
+                         "use GGN")
+    return GGN(task, w, batch_size, sampled_slopes, "Fisher")
+
+
+def EmpiricalFisher(task: Task, w: Tensor | None = None, batch_size: int | None = None) -> GGN:
+    """The second moment of the training gradients, (1/n) sum_j w_j g_j g_j^T + l2 I_r: no curvature in general.
+
+    It equals the Fisher matrix only where the labels are as the model predicts them, and vanishes where the training
+    set is fitted. Source: Kunstner, Balles & Hennig (2019).
+    """
+    return GGN(task, w, batch_size, loss_slopes, "EmpiricalFisher")
+
+
+def rule_of_thumb(G: GGN) -> float:
+    """The damping where none is given: a tenth of the GGN's mean eigenvalue, trace / (10 p).
+
+    Source: the rule of Grosse et al. (2023), section 2.3.1, there for each layer, here for the whole matrix: damping
+    is one number everywhere.
+    """
+    return G.trace() / len(penalty(G.task)) / 10
+
+
+def weights(task: Task, w: Tensor | None) -> Tensor:
+    """Training weights [n], all 1 where there are none."""
+    return torch.ones(len(task.train)).to(theta(task)) if w is None else w
+
+
+def flat(pieces) -> Tensor:
+    """One vector from the pieces of a gradient."""
+    return torch.cat([piece.reshape(-1) for piece in pieces])

@@ -1,16 +1,17 @@
-"""Gradients of single examples, and derivatives of outputs, as functions of one flat parameter vector theta [p].
+"""Gradients of single examples, and products with them, as functions of one flat parameter vector theta [p].
 
 theta holds the parameters with requires_grad=True, flattened in the order of `named_parameters()`. The model is run
 in eval mode and left as found; nothing here writes to it.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
-from torch.nn import functional as F
 
+from .layers import KNOWN, Hooks, Rows, known
 from .task import Split, Task, as_found
 
 
@@ -24,11 +25,16 @@ def theta(task: Task) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in parameters(task).values()])
 
 
-def unflatten(task: Task, flat: Tensor) -> dict[str, Tensor]:
-    """Named views of a flat vector [p]."""
+def pieces(task: Task, V: Tensor) -> dict[str, Tensor]:
+    """The rows of V [p, ...] that belong to each parameter, by name."""
     named = parameters(task)
-    pieces = flat.split([p.numel() for p in named.values()])
-    return {name: piece.view(p.shape) for (name, p), piece in zip(named.items(), pieces)}
+    return dict(zip(named, V.split([p.numel() for p in named.values()]), strict=True))
+
+
+def unflatten(task: Task, flat: Tensor) -> dict[str, Tensor]:
+    """Named views of a flat vector [p], in the parameters' shapes."""
+    named = parameters(task)
+    return {name: piece.view(named[name].shape) for name, piece in pieces(task, flat).items()}
 
 
 def penalty(task: Task) -> Tensor:
@@ -42,19 +48,6 @@ def outputs_at(task: Task, flat: Tensor, x: Tensor) -> Tensor:
     return functional_call(task.model, unflatten(task, flat), (x,))
 
 
-def example_gradients(task: Task, split: Split, function: Callable | None = None, batch_size: int = 500) -> Tensor:
-    """The gradient [n, p] of function(outputs, y) (default: the task's loss) of every example, without the regulariser.
-
-    Cost: one forward and backward pass, and n x p numbers of memory.
-    """
-    function = function or task.loss
-    rows = []
-    with as_found(task.model):
-        for x, y in batches(split, batch_size):
-            rows += pullbacks(task, x, lambda outputs, y=y: function_gradient(function, outputs, y)[None])
-    return torch.cat(rows)
-
-
 def function_gradient(function: Callable, outputs: Tensor, y: Tensor) -> Tensor:
     """d function(outputs_i, y_i) / d outputs_i of every example, in the shape of outputs [b, ...]."""
     return grad(lambda o: function(o, y).sum())(outputs)
@@ -65,132 +58,128 @@ def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(split.x.split(size), split.y.split(size))
 
 
-def pullbacks(task: Task, x: Tensor, cotangents: Callable) -> Iterator[Tensor]:
-    """Pull output vectors of each example back to parameters: J_i^T v_i for every example i of the batch, as [b, p].
+# The vectors [m, b, ...] that are pulled back from the outputs: functions of (task, outputs, y)
+
+def loss_slopes(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
+    """d loss / d outputs: pulled back, the gradient of each example's loss."""
+    return function_gradient(task.loss, outputs, y)[None]
+
+
+def rise_slopes(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
+    """The slope of what a score is the rise of: the loss, or minus the task's measure."""
+    return loss_slopes(task, outputs, y) if task.measure is None else -function_gradient(task.measure, outputs, y)[None]
+
+
+def unit_vectors(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
+    """One vector for each output: pulled back, the rows of the Jacobian."""
+    c = outputs[0].numel()
+    return torch.eye(c).to(outputs)[:, None].expand(c, len(outputs), c).reshape(c, *outputs.shape)
+
+
+class Gradients:
+    """The matrix J [m, n, p] of gradients J_i^T v of every example i and each of its m vectors v, without forming it.
+
+    With hooks, a batch costs one forward and m backward passes, and its gradients are kept as the two factors of each
+    layer (see `layers`). A parameter is read off the hooks only where they agree with autograd on three examples; the
+    gradients of all others come from `vmap` over examples, or, where that cannot run the model, one by one.
 
     Args:
-        x: Tensor [b, ...].
-        cotangents: outputs [b, ...] -> [m, b, ...], m vectors an example; one [b, p] is yielded for each.
-
-    One forward pass and m backward passes where every trained parameter belongs to a Linear or Conv2d that is used
-    once: hooks keep each layer's input a_i and output gradient g_i, and the gradient is g_i a_i^T (of patches, for a
-    convolution). Any other model goes through `vmap(vjp)`, one example at a time in effect.
+        split: n examples.
+        vectors: (task, outputs [b, ...], y [b]) -> [m, b, ...]; default: the slope of the loss, with m = 1.
+        batch_size: examples at a time; None for as many as take `block` bytes.
+        block: bytes of memory for a batch.
+        keep: bytes up to which the factors of all batches are kept; else every product runs the model again.
     """
-    layers = hooked_layers(task)
-    if layers is None:
-        yield from functional_pullbacks(task, x, cotangents)
-        return
-    seen = {}
 
-    def keep(module, inputs, output):
-        if module in seen:
-            raise NotPlain
-        seen[module] = (inputs[0].detach(), inputs[0]._version, output)
-        return output.clone()  # so that an in-place activation cannot change what was kept
+    def __init__(self, task: Task, split: Split, vectors: Callable = loss_slopes, batch_size: int | None = None,
+                 block: int = 2**27, keep: int = 2**30):
+        self.task, self.split, self.vectors = task, split, vectors
+        with as_found(task.model):
+            self.layers, self.trusted, passing = trusted_layers(task, split.x[:3])
+            probe = self.pull(slice(0, 3))
+        size = theta(task).element_size() / min(3, len(split))
+        kept = size * sum(block.numbers() for block in probe.values())  # bytes of an example
+        self.batch_size = batch_size or int(min(500, max(1, block // (kept + size * passing))))
+        self.kept, self.keeps = None, kept * len(split) <= keep
 
-    handles = [module.register_forward_hook(keep) for module in layers.values()]
-    try:
-        with torch.enable_grad():
-            outputs = task.model(x)
-    except NotPlain:
-        outputs = None
-    finally:
-        for handle in handles:
-            handle.remove()
-    weights = list(parameters(task).values())
-    overwritten = any(a._version != version for a, version, _ in seen.values())
-    if outputs is None or overwritten or len(seen) < len(layers):
-        yield from functional_pullbacks(task, x, cotangents)
-        return
-    results = [seen[module][2] for module in layers.values()]
-    places = [layer_places(module, seen[module][0]) for module in layers.values()]
-    vectors = cotangents(outputs.detach())
-    for i, v in enumerate(vectors):
-        back = torch.autograd.grad(outputs, results + weights, v, retain_graph=i < len(vectors) - 1, allow_unused=True,
-                                   materialize_grads=True)
-        named = {}
-        for (name, module), a, g in zip(layers.items(), places, back[:len(results)], strict=True):
-            named |= layer_gradients(name, module, a, g)
-        rows = torch.cat([named[name].reshape(len(x), -1) for name in parameters(task)], dim=1)
-        if weights and not adds_up(rows, back[len(results):]):
-            yield from functional_pullbacks(task, x, cotangents)
-            return
-        weights = []  # compared once a batch
-        yield rows
+    def pull(self, where: slice, see: Callable | None = None) -> dict:
+        """The blocks of one batch, by parameter."""
+        x, y, see = self.split.x[where], self.split.y[where], see and partial(see, where)
+        return pull(self.task, x, lambda outputs: self.vectors(self.task, outputs, y), self.layers, self.trusted, see)
 
+    def __iter__(self) -> Iterator[tuple[slice, dict]]:
+        """(rows, blocks by parameter) of one batch after another."""
+        yield from self.kept if self.kept is not None else self.run()
 
-def adds_up(rows: Tensor, whole) -> bool:
-    """Whether the rows [b, p] sum to the batch's own gradient: not where a weight is also used outside its layer."""
-    whole = torch.cat([piece.reshape(-1) for piece in whole])
-    rounding = torch.finfo(rows.dtype).eps ** 0.5
-    return bool((rows.sum(0) - whole).norm() <= rounding * rows.norm(dim=1).sum())
+    def run(self, see: Callable | None = None) -> Iterator[tuple[slice, dict]]:
+        """Run the model on every batch; `see(rows, i, blocks)` is shown the factors of vector i before compaction."""
+        kept = []
+        for start in range(0, len(self.split), self.batch_size):
+            where = slice(start, min(start + self.batch_size, len(self.split)))
+            with as_found(self.task.model):
+                blocks = self.pull(where, see)
+            kept += [(where, blocks)] if self.keeps else []
+            yield where, blocks
+        self.kept = kept or None
 
+    def dense(self) -> Tensor:
+        """J [m, n, p]."""
+        return torch.cat([dense(self.task, blocks) for _, blocks in self], dim=1)
 
-class NotPlain(Exception):
-    """A layer runs twice in one forward pass: its two gradients would have to be added."""
+    def __matmul__(self, V: Tensor) -> Tensor:
+        """J V [m, n, k] for V [p, k]: the Jacobian-vector product of every column."""
+        named = pieces(self.task, V)
+        return torch.cat([times(blocks, named) for _, blocks in self], dim=1)
 
+    def transposed(self, U: Tensor) -> Tensor:
+        """J^T U [p, k] for U [m, n, k]: the vector-Jacobian product, summed over examples and vectors."""
+        return sum(combine(self.task, blocks, U[:, where]) for where, blocks in self)
 
-def hooked_layers(task: Task) -> dict[str, nn.Module] | None:
-    """The Linear and Conv2d layers by name if together they own every trained parameter once; else None."""
-    layers, owned = {}, []
-    for name, module in task.model.named_modules():
-        own = [p for p, value in module.named_parameters(recurse=False) if value.requires_grad]
-        if own and not is_plain(module):
-            return None
-        if own:
-            layers[name] = module
-            owned += [f"{name}.{p}" if name else p for p in own]
-    return layers if sorted(owned) == sorted(parameters(task)) else None
+    def gram(self, V: Tensor, w: Tensor) -> Tensor:
+        """J^T diag(w) J V [p, k] for V [p, k] and a weight w [n] for each example, in one pass."""
+        named = pieces(self.task, V)
+        return sum(combine(self.task, blocks, w[where, None] * times(blocks, named)) for where, blocks in self)
+
+    def dot(self, other: "Gradients") -> Tensor:
+        """The products [n, n'] of the first gradients (m = 1) of two sets, layer by layer."""
+        S = torch.empty(len(self.split), len(other.split)).to(theta(self.task))
+        for columns, right in other:
+            for rows, left in self:
+                S[rows, columns] = sum(left[name].dot(right[name]) for name in left)
+        return S
+
+    def squared_norms(self) -> Tensor:
+        """|J_i^T v|^2 summed over the m vectors, [n]."""
+        return torch.cat([sum(block.squares().sum(0) for block in blocks.values()) for _, blocks in self])
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether `layer_gradients` knows this layer."""
-    if type(module) is nn.Conv2d:
-        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return type(module) is nn.Linear
+def dense(task: Task, blocks: dict) -> Tensor:
+    """The gradients [m, b, p] of a batch from its blocks."""
+    return torch.cat([blocks[name].rows() for name in parameters(task)], dim=2)
 
 
-def layer_places(module: nn.Module, a: Tensor) -> Tensor:
-    """A layer's inputs as rows that its weight multiplies, [b, places, i]: the patches of a convolution."""
-    if isinstance(module, nn.Linear):
-        return a.reshape(len(a), -1, a.shape[-1])
-    (kh, kw), (sh, sw), (dh, dw), (ph, pw) = module.kernel_size, module.stride, module.dilation, module.padding
-    a = F.pad(a, (pw, pw, ph, ph))
-    b, c, height, width = a.shape
-    rows, columns = (height - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1
-    step = a.stride()
-    patches = a.as_strided((b, rows, columns, c, kh, kw),
-                           (step[0], sh * step[2], sw * step[3], step[1], dh * step[2], dw * step[3]))
-    return patches.reshape(b, rows * columns, c * kh * kw)
+def times(blocks: dict, named: dict) -> Tensor:
+    """J V [m, b, k] of a batch, V given by parameter."""
+    return sum(block.times(named[name]) for name, block in blocks.items())
 
 
-def layer_gradients(name: str, module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """Per-example gradients {parameter: [b, ...]} from a layer's inputs a [b, places, i] and its output gradients g."""
-    if isinstance(module, nn.Conv2d):
-        g = g.flatten(2).transpose(1, 2)                                                    # [b, places, o]
-    else:
-        g = g.reshape(len(g), -1, g.shape[-1])
-    prefix = f"{name}." if name else ""
-    out = {f"{prefix}weight": torch.bmm(g.transpose(1, 2), a)}                              # [b, o, i]
-    if module.bias is not None:
-        out[f"{prefix}bias"] = g.sum(1)
-    return out
+def combine(task: Task, blocks: dict, U: Tensor) -> Tensor:
+    """J^T U [p, k] of a batch."""
+    return torch.cat([blocks[name].combine(U) for name in parameters(task)])
 
 
-def functional_pullbacks(task: Task, x: Tensor, cotangents: Callable) -> Iterator[Tensor]:
-    """The same as `pullbacks` for any model, by vmap over examples."""
-    flat = theta(task)
-    with torch.no_grad():
-        vectors = cotangents(task.model(x))
+def example_gradients(task: Task, split: Split, function: Callable | None = None,
+                      batch_size: int | None = None) -> Tensor:
+    """The gradient [n, p] of function(outputs, y) (default: the task's loss) of every example, without the regulariser.
 
-    def one(xi, vi):
-        return vjp(lambda t: outputs_at(task, t, xi[None])[0], flat)[1](vi)[0]
-
-    for v in vectors:
-        yield vmap(one, chunk_size=max(1, 2**24 // len(flat)))(x, v)
+    Cost: one forward and backward pass, and n x p numbers of memory.
+    """
+    function = function or task.loss
+    slopes = lambda task, outputs, y: function_gradient(function, outputs, y)[None]  # noqa: E731
+    return Gradients(task, split, slopes, batch_size, keep=0).dense()[0]
 
 
-def risk_gradient(task: Task, w: Tensor | None = None, batch_size: int = 1000) -> Tensor:
+def risk_gradient(task: Task, w: Tensor | None = None, batch_size: int = 500) -> Tensor:
     """The gradient [p] of the risk R(theta; w), (1/n) sum_j w_j grad loss_j + l2 theta_r; w [n] defaults to all 1."""
     flat, n = theta(task), len(task.train)
     total = penalty(task) * flat
@@ -198,25 +187,105 @@ def risk_gradient(task: Task, w: Tensor | None = None, batch_size: int = 1000) -
     with as_found(task.model):
         for (x, y), wb in zip(batches(task.train, batch_size), weights.split(batch_size)):
             value = (wb * task.loss(task.model(x), y)).sum() / n
-            pieces = torch.autograd.grad(value, parameters(task).values(), allow_unused=True, materialize_grads=True)
-            total = total + torch.cat([piece.reshape(-1) for piece in pieces])
+            found = torch.autograd.grad(value, parameters(task).values(), allow_unused=True, materialize_grads=True)
+            total = total + torch.cat([piece.reshape(-1) for piece in found])
     return total
 
 
-class TrainGradients:
-    """The per-example gradients of a task's training set, ready to be multiplied with solved test gradients.
+def pull(task: Task, x: Tensor, cotangents: Callable, layers: dict, trusted: set | None = None,
+         see: Callable | None = None) -> dict:
+    """The blocks of every parameter from one forward pass and m backward passes.
 
-    They are kept, [n_train, p], where they take at most `keep` bytes; else every product streams the training set once.
+    Args:
+        cotangents: outputs [b, ...] -> [m, b, ...].
+        layers: the hooked layers, by name.
+        trusted: the parameters to read off the hooks; the others go through vmap. None: all there are, no others.
+        see: called with each vector's number and its blocks as the layers gave them.
     """
+    with Hooks(layers) as calls, torch.enable_grad():
+        outputs = task.model(x)
+    vectors = cotangents(outputs.detach())
+    uses = [(name, a, out) for name, made in calls.items() for a, version, out in made
+            if len(a) == len(out) == len(x) and a._version == version and out.requires_grad]
+    inputs = [KNOWN[type(layers[name])][0](layers[name], a) for name, a, _ in uses]
+    found = {}  # parameter -> one block for each vector
+    for i, v in enumerate(vectors):
+        back = torch.autograd.grad(outputs, [out for *_, out in uses], v, retain_graph=i < len(vectors) - 1,
+                                   allow_unused=True, materialize_grads=True) if uses else ()
+        blocks = {name: block for name, block in gathered(task, layers, uses, inputs, back).items()
+                  if trusted is None or name in trusted}
+        if see is not None:
+            see(i, blocks)
+        for name, block in blocks.items():
+            found.setdefault(name, []).append(block.compact(len(vectors)))
+    blocks = {name: first.stacked(others) for name, (first, *others) in found.items()}
+    rest = [name for name in parameters(task) if name not in blocks] if trusted is not None else []
+    return blocks | (one_by_one(task, x, vectors, rest) if rest else {})
 
-    def __init__(self, task: Task, keep: int = 2**31):
-        flat = theta(task)
-        small = len(task.train) * flat.numel() * flat.element_size() <= keep
-        self.task, self.rows = task, example_gradients(task, task.train) if small else None
 
-    def products(self, X: Tensor) -> Tensor:
-        """x_i^T g_j for every column of X [p, m]: [m, n_train]."""
-        if self.rows is not None:
-            return X.T @ self.rows.T
-        return torch.cat([X.T @ example_gradients(self.task, self.task.train.take(slice(start, start + 500))).T
-                          for start in range(0, len(self.task.train), 500)], dim=1)
+def gathered(task: Task, layers: dict, uses: list, inputs: list, back) -> dict:
+    """The block of each parameter for one vector, its uses summed."""
+    names, blocks = {id(p): name for name, p in parameters(task).items()}, {}
+    for (layer, *_), a, g in zip(uses, inputs, back, strict=True):
+        module = layers[layer]
+        for own, block in KNOWN[type(module)][1](module, a, g[None]).items():
+            name = names.get(id(getattr(module, own)))
+            if name is not None:
+                blocks.setdefault(name, []).append(block)
+    return {name: first.joined(others) if others else first for name, (first, *others) in blocks.items()}
+
+
+def trusted_layers(task: Task, x: Tensor) -> tuple[dict, set, int]:
+    """The layers to hook, the parameters whose gradients they give as autograd does, and how many numbers pass by.
+
+    A parameter that is used outside its layer too, a layer whose first axis is not the batch, an input that is
+    overwritten: all are found here, on the random pull-backs of a few examples.
+    """
+    layers = known(task.model)
+    random = torch.Generator().manual_seed(0)
+
+    def cotangents(outputs):
+        return torch.randn(1, *outputs.shape, generator=random).to(outputs)
+
+    seen = []
+    got = pull(task, x, lambda outputs: seen.append(cotangents(outputs)) or seen[0], layers)
+    with Hooks(layers) as calls, torch.no_grad():
+        task.model(x)
+    passing = 2 * sum(KNOWN[type(layers[name])][0](layers[name], a).numel() + out.numel()
+                      for name, made in calls.items() for a, _, out in made if len(a) == len(out) == len(x))
+    true = loop(task, x, seen[0], list(got))
+    rounding = torch.finfo(theta(task).dtype).eps ** 0.5
+    trusted = {name for name, block in got.items()
+               if (block.rows() - true[name]).norm() <= rounding * true[name].norm()}
+    names = {id(p): name for name, p in parameters(task).items()}
+    return {name: module for name, module in layers.items()
+            if any(names.get(id(p)) in trusted for p in module.parameters(recurse=False))}, trusted, passing
+
+
+def one_by_one(task: Task, x: Tensor, vectors: Tensor, names: list) -> dict:
+    """Blocks of the named parameters by vmap over examples; in a loop where vmap cannot run the model."""
+    values = {name: parameters(task)[name].detach() for name in names}
+
+    def one(xi, vi):
+        return vjp(lambda values: functional_call(task.model, values, (xi[None],))[0], values)[1](vi)[0]
+
+    size = max(1, 2**24 // sum(v.numel() for v in values.values()))
+    try:
+        found = [vmap(one, chunk_size=size)(x, v) for v in vectors]
+    except RuntimeError:  # an operation without a batching rule, such as a fused LSTM
+        return {name: Rows(rows) for name, rows in loop(task, x, vectors, names).items()}
+    return {name: Rows(torch.stack([f[name].flatten(1) for f in found])) for name in names}
+
+
+def loop(task: Task, x: Tensor, vectors: Tensor, names: list) -> dict[str, Tensor]:
+    """Gradients [m, b, p] of the named parameters by plain autograd, one example at a time."""
+    weights, found = [parameters(task)[name] for name in names], []
+    for i in range(len(x)):
+        with torch.enable_grad():
+            outputs = task.model(x[i:i + 1])
+        for v in vectors[:, i:i + 1]:
+            found.append(torch.autograd.grad(outputs, weights, v, retain_graph=True, allow_unused=True,
+                                             materialize_grads=True))
+    shape = (len(x), len(vectors), -1)
+    return {name: torch.stack([f[k].flatten() for f in found]).view(shape).transpose(0, 1)
+            for k, name in enumerate(names)}

@@ -1,7 +1,11 @@
-"""Solves with a symmetric matrix: each returns X and the true relative residual of each column."""
+"""Solvers for (C + damping I) X = B, with C a symmetric matrix that is dense or known by its products C @ V.
+
+Each has `solve(B [p, m], damping) -> X [p, m]` and `facts(damping)`, what a certificate should say of the solve.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +47,12 @@ class Eigen:
                              f"gradients need (share {lost.max():.2g}): set damping > 0, or train with l2 > 0")
         return self.inverse_times(B, damping)
 
+    def facts(self, damping: float) -> dict:
+        """The smallest eigenvalue of the damped matrix off its null directions, and how many those are."""
+        null = self.null(damping)
+        smallest = float((self.values + damping)[~null].min())
+        return {"smallest eigenvalue": smallest, "indefinite": smallest < 0, "null directions": int(null.sum())}
+
     def inverse_times(self, B: Tensor, damping: float = 0.0) -> Tensor:
         """`solve` without its check, for a preconditioner."""
         null = self.null(damping)
@@ -50,45 +60,111 @@ class Eigen:
         return (self.vectors @ (inverse[:, None] * (self.vectors.T @ B.double()))).to(B)
 
 
+class Solution(NamedTuple):
+    """X [p, m], the products with A that it took, and the smallest curvature d^T A d of a unit direction met."""
+
+    X: Tensor
+    products: int
+    smallest: float
+
+
 def cg(matvec: Callable, B: Tensor, tol: float = 1e-6, max_iterations: int = 1000,
-       precondition: Callable | None = None):
-    """Conjugate gradients on all columns at once; each column has its own step and stops by itself.
+       precondition: Callable | None = None) -> Solution:
+    """Block conjugate gradients: every column is solved in the search space of all of them.
 
     Args:
         matvec: V [p, k] -> A V, A symmetric positive definite.
         B: Tensor [p, m].
-        tol: stop a column at |A x - b| <= tol |b|.
+        tol: a column is done at |A x - b| <= tol |b|, by the recurrence.
         precondition: R [p, k] -> M^-1 R with M symmetric positive definite; None for none.
-
-    Returns:
-        X [p, m], the true relative residual [m] (recomputed, not the recurrence's), the number of products with A.
 
     Raises:
         ValueError: a direction of negative curvature was met: A is not positive definite.
 
-    Source: Hestenes & Stiefel (1952).
+    Source: O'Leary (1980); directions orthogonalised and dependent ones dropped as in Ji & Li (2017).
     """
     precondition = precondition or (lambda R: R)
     size = B.norm(dim=0).clamp(min=torch.finfo(B.dtype).tiny)
-    X, R = torch.zeros_like(B), B.clone()
-    Z = precondition(R)
-    P, rz, products = Z.clone(), (R * Z).sum(0), 0
-    for _ in range(max_iterations):
-        live = (R.norm(dim=0) > tol * size) & (rz > 0)  # rz = 0: R lies where M^-1 is null
-        if not live.any():
-            break
-        A_P, products = matvec(P[:, live]), products + 1
-        curvature = (P[:, live] * A_P).sum(0)
-        if (curvature <= 0).any():
-            worst = (curvature / P[:, live].square().sum(0)).min()
-            raise ValueError(f"conjugate gradients met curvature {worst:.3g} along a direction: the matrix is not "
-                             f"positive definite; raise damping by at least {max(0.0, -float(worst)):.3g}, or use "
-                             "curvature=GGN")
-        step = rz[live] / curvature
-        X[:, live] += step * P[:, live]
-        R[:, live] -= step * A_P
-        Z = precondition(R[:, live])
-        new = (R[:, live] * Z).sum(0)
-        P[:, live] = Z + (new / rz[live]) * P[:, live]
-        rz[live] = new
-    return X, (matvec(X) - B).norm(dim=0) / size, products + 1
+    X, R, products, smallest = torch.zeros_like(B), B.clone(), 0, float("inf")
+    P = orthonormal(precondition(R[:, R.norm(dim=0) > tol * size]))
+    while products < max_iterations and P.shape[1]:
+        A_P, products = matvec(P), products + 1
+        curvatures, U = torch.linalg.eigh((P.T @ A_P + A_P.T @ P).double() / 2)            # conjugate directions
+        flat, smallest = torch.finfo(B.dtype).eps * curvatures.abs().max(), min(smallest, float(curvatures[0]))
+        if curvatures[0] < -flat:
+            raise ValueError(f"conjugate gradients met curvature {smallest:.3g} along a direction: the matrix is not "
+                             f"positive definite; raise damping by at least {-smallest:.3g}, or use curvature=GGN")
+        U = (U[:, curvatures > flat] / curvatures[curvatures > flat].sqrt()).to(B)
+        P, A_P = P @ U, A_P @ U                                                            # P^T A P = I
+        step = P.T @ R
+        X += P @ step
+        R -= A_P @ step
+        Z = precondition(R[:, R.norm(dim=0) > tol * size])
+        P = orthonormal(Z - P @ (A_P.T @ Z))
+    return Solution(X, products, smallest)
+
+
+def orthonormal(V: Tensor) -> Tensor:
+    """An orthonormal basis of the columns of V [p, k], without those that depend on the columns before them."""
+    size = V.norm(dim=0)
+    V = V[:, size > 0] / size[size > 0]
+    Q, R = torch.linalg.qr(V)
+    return Q[:, R.diagonal().abs() > 100 * torch.finfo(V.dtype).eps]
+
+
+def refine(matvec: Callable, B: Tensor, precondition: Callable, steps: int) -> Tensor:
+    """`steps` of preconditioned conjugate gradients, each column for itself: no column's X depends on the others.
+
+    Source: Hestenes & Stiefel (1952).
+    """
+    tiny = torch.finfo(B.dtype).tiny
+    X, R, P = torch.zeros_like(B), B, precondition(B)
+    rz = (R * P).sum(0)
+    for _ in range(steps):
+        A_P = matvec(P)
+        step = rz / (P * A_P).sum(0).clamp(min=tiny)
+        X, R = X + step * P, R - step * A_P
+        Z, old = precondition(R), rz
+        rz = (R * Z).sum(0)
+        P = Z + rz / old.clamp(min=tiny) * P
+    return X
+
+
+@dataclass(eq=False)
+class Refined:
+    """A near and cheap solver, followed by `steps` of conjugate gradients on the matrix itself."""
+
+    matrix: object
+    near: object
+    steps: int
+
+    def solve(self, B: Tensor, damping: float = 0.0) -> Tensor:
+        """X [p, m], one product with the matrix a step for all columns."""
+        return refine(lambda V: self.matrix @ V + damping * V, B, lambda R: self.near.solve(R, damping), self.steps)
+
+    def facts(self, damping: float) -> dict:
+        """How many products with the matrix a solve takes."""
+        return {"curvature products": self.steps}
+
+
+@dataclass(eq=False)
+class ConjugateGradients:
+    """Block conjugate gradients as a solver; `preconditioner` is another solver, for example a Nystroem sketch."""
+
+    matrix: object
+    tol: float = 1e-5
+    max_iterations: int = 500
+    preconditioner: object = None
+    found: dict = field(default_factory=dict)
+
+    def solve(self, B: Tensor, damping: float = 0.0) -> Tensor:
+        """X [p, m] for all columns together."""
+        inner = self.preconditioner
+        solution = cg(lambda V: self.matrix @ V + damping * V, B, self.tol, self.max_iterations,
+                      None if inner is None else lambda R: inner.solve(R, damping))
+        self.found[damping] = {"curvature products": solution.products, "smallest curvature met": solution.smallest}
+        return solution.X
+
+    def facts(self, damping: float) -> dict:
+        """Of the last solve at this damping."""
+        return self.found.get(damping, {})

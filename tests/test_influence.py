@@ -134,7 +134,7 @@ def test_cg_equals_the_exact_solve_to_its_residual(curvature):
 
 def test_cg_stopped_early_says_so():
     scores = CG(damping=1e-4, tol=1e-12, max_iterations=2).fit(mlp_task()).scores()
-    assert scores.certificate["curvature products"] == 3 and max(scores.certificate["residual"]) > 1e-3
+    assert scores.certificate["curvature products"] == 2 and max(scores.certificate["residual"]) > 1e-3
 
 
 @settings(max_examples=8, deadline=None)
@@ -205,9 +205,9 @@ def test_scores_before_fit_are_refused(method):
 
 
 @pytest.mark.parametrize("method, error, words", [
-    (Influence(damping=-1.0), ValueError, "damping must be 0 or more, got -1"),
-    (CG(damping=float("nan")), ValueError, "damping must be 0 or more, got nan"),
-    (Influence(curvature="ggn"), TypeError, r"Hessian or GGN \(the class\), got 'ggn'"),
+    (Influence(damping=-1.0), ValueError, "damping must be 0 or more, .*got -1"),
+    (CG(damping=float("nan")), ValueError, "damping must be 0 or more, .*got nan"),
+    (Influence(curvature="ggn"), TypeError, "Hessian, GGN or Fisher itself, got 'ggn'"),
 ])
 def test_bad_settings_are_refused(method, error, words):
     with pytest.raises(error, match=words):

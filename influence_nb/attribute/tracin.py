@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..gradients import TrainGradients, example_gradients
+from ..gradients import Gradients, rise_slopes
 from ..scores import Scores
 from ..task import Split, Task, asked
 
@@ -20,13 +20,12 @@ class GradDot:
     def fit(self, task: Task) -> "GradDot":
         """Keep the training gradients."""
         self.task_, self.fingerprint_ = task, task.fingerprint()
-        self.train_ = TrainGradients(task)
+        self.train_ = Gradients(task, task.train)
         return self
 
     def scores(self, split: Split | None = None) -> Scores:
         """Scores [n_test, n_train] of the task's test points, or of `split`."""
         task, split = asked(self, split)
-        V = example_gradients(task, split, task.measure).T
-        V = V if task.measure is None else -V
-        return Scores(self.train_.products(V), "GradDot()", self.fingerprint_, split.ids, task.train.ids,
+        test = Gradients(task, split, rise_slopes)
+        return Scores(test.dot(self.train_), "GradDot()", self.fingerprint_, split.ids, task.train.ids,
                       unit="squared nats per unit of theta squared (ranked only)")

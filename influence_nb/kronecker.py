@@ -1,0 +1,222 @@
+"""K-FAC and EK-FAC: the GGN layer by layer, each layer's block in a Kronecker-factored eigenbasis.
+
+For a layer with inputs a [i] (a 1 appended where it has a bias) and pulled-back output vectors g [o]:
+
+    E[(g a^T)(g a^T)^T]  ~  E[g g^T] (x) E[a a^T] = (Q_o (x) Q_i) diag(s_o s_i) (Q_o (x) Q_i)^T              K-FAC
+
+EK-FAC keeps the eigenbasis and puts the true second moments on its diagonal, E[(Q_o^T (g a^T) Q_i)^2], the best
+diagonal there is in the Frobenius norm. Expectations are over examples and their m vectors; the places of a
+convolution or a sequence count as examples in the factors (the "expand" setting). What is lost: K-FAC takes a and g
+for independent, and both take layers for independent.
+
+The regulariser enters by its own diagonal in this basis (exact where it acts on weight and bias alike), and damping
+adds to it. A parameter without factors (norm layers, embeddings, those that go through vmap) has its diagonal.
+
+Source: Martens & Grosse (2015); Grosse & Martens (2016) for convolutions; George et al. (2018), eq. 8; Eschenhagen et
+al. (2023) for weight sharing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .curvature import GGN, weights
+from .gradients import Gradients, parameters, penalty, pieces
+from .layers import Outer
+from .task import Task
+
+
+@dataclass(eq=False)
+class Layer:
+    """One layer's block: the eigenvectors of both factors, and the spectrum in their basis."""
+
+    weight: str
+    bias: str | None
+    left: Tensor      # Q_o [o, o]
+    right: Tensor     # Q_i [i, i], or [i + 1, i + 1] with a bias
+    spectrum: Tensor  # [o, i]
+    l2: Tensor        # [i], the regulariser's diagonal in the basis
+
+    def inverse(self, damping: float) -> Tensor:
+        """1 / (spectrum + l2 + damping), [o, i]."""
+        return inverse(self.spectrum + self.l2 + damping)
+
+    def rows(self, blocks: dict) -> Tensor:
+        """The layer's gradients [m, b, o, i] of a batch, in the eigenbasis."""
+        V = blocks[self.weight].rows().unflatten(2, (len(self.left), -1))
+        V = V if self.bias is None else torch.cat([V, blocks[self.bias].rows()[..., None]], 3)
+        return self.left.T @ V @ self.right
+
+    def single(self, gradients: Gradients) -> bool:
+        """Whether every example has one place in this layer, kept as factors."""
+        return single(next(iter(gradients))[1][self.weight])
+
+    def factors(self, block: Outer) -> tuple[Tensor, Tensor]:
+        """a [b, i] and g [m, b, o] of examples with one place, in the eigenbasis."""
+        return with_ones(block.a, self.bias)[:, 0] @ self.right, block.g[:, :, 0] @ self.left
+
+    def squares(self, blocks: dict, w: Tensor) -> Tensor:
+        """sum_b w_b (Q_o^T g a^T Q_i)^2 over a batch and its vectors, [o, i]."""
+        if single(blocks[self.weight]):
+            a, g = self.factors(blocks[self.weight])
+            return (w[:, None] * g.square().sum(0)).T @ a.square()
+        return (w[:, None, None] * self.rows(blocks).square().sum(0)).sum(0)
+
+    def lengths(self, blocks: dict, damping: float) -> Tensor:
+        """The squared length [b] of each gradient in the metric of `inverse`."""
+        if single(blocks[self.weight]):
+            a, g = self.factors(blocks[self.weight])
+            return ((g[0].square() @ self.inverse(damping)) * a.square()).sum(1)
+        return (self.rows(blocks)[0].square() * self.inverse(damping)).sum((1, 2))
+
+    def scaled(self, named: dict, diagonal: Tensor) -> dict:
+        """Q diag(diagonal [o, i]) Q^T times the layer's part of vectors [p, k], given and returned by parameter."""
+        V = named[self.weight].T.unflatten(1, (len(self.left), -1))                         # [k, o, i]
+        V = V if self.bias is None else torch.cat([V, named[self.bias].T[:, :, None]], 2)
+        X = self.left @ (diagonal * (self.left.T @ V @ self.right)) @ self.right.T
+        if self.bias is None:
+            return {self.weight: X.flatten(1).T}
+        return {self.weight: X[:, :, :-1].flatten(1).T, self.bias: X[:, :, -1].T}
+
+    def separated(self, damping: float, tol: float) -> tuple[Tensor, Tensor] | None:
+        """u [r, o] and w [r, i] with sum_r u_r w_r^T = `inverse` to `tol` in norm; None where that saves nothing."""
+        U, s, W = torch.linalg.svd(self.inverse(damping), full_matrices=False)
+        rank = int((s.flip(0).square().cumsum(0).sqrt().flip(0) > tol * s.norm()).sum())
+        if rank * sum(self.spectrum.shape) > self.spectrum.numel() / 2:
+            return None
+        return U.T[:rank] * s[:rank, None], W[:rank]
+
+
+class Kronecker:
+    """The factored GGN, ready for solves at any damping.
+
+    Cost: the pass over the training set that the GGN needs anyway, an eigendecomposition of each factor, and for
+    EK-FAC a second look at the kept gradients.
+
+    Args:
+        G: a GGN or Fisher; its training weights are kept to.
+        corrected: True for EK-FAC, False for K-FAC.
+    """
+
+    def __init__(self, G: GGN, corrected: bool = True):
+        self.task, w = G.task, weights(G.task, G.w)
+        l2 = {name: float(piece[0]) for name, piece in pieces(G.task, penalty(G.task)).items()}
+        moments, squares = factor_sums(G, w)
+        self.layers = [decomposed(name, *found, l2) for name, found in moments.items()]
+        self.diagonal = {name: total / len(w) + l2[name] for name, total in squares.items()}
+        if corrected:
+            for layer in self.layers:
+                layer.spectrum = sum(layer.squares(blocks, w[rows]) for rows, blocks in G.rows) / len(w)
+
+    def solve(self, B: Tensor, damping: float = 0.0) -> Tensor:
+        """(G + damping I)^-1 B for B [p, k]; 0 in directions without any curvature."""
+        return self.scaled(B, lambda layer: layer.inverse(damping), lambda values: inverse(values + damping))
+
+    def __matmul__(self, V: Tensor) -> Tensor:
+        """The factored G times V [p, k]."""
+        return self.scaled(V, lambda layer: layer.spectrum + layer.l2, lambda values: values)
+
+    def scaled(self, V: Tensor, of_layer, of_rest) -> Tensor:
+        named = pieces(self.task, V)
+        found = {name: of_rest(values)[:, None] * named[name] for name, values in self.diagonal.items()}
+        for layer in self.layers:
+            found |= layer.scaled(named, of_layer(layer))
+        return torch.cat([found[name] for name in parameters(self.task)])
+
+    def facts(self, damping: float) -> dict:
+        """The smallest eigenvalue of the damped matrix: never negative."""
+        spectra = [*self.diagonal.values(), *(layer.spectrum + layer.l2 for layer in self.layers)]
+        return {"smallest eigenvalue": min(float(v.min()) for v in spectra) + damping, "indefinite": False}
+
+    def products(self, test: Gradients, train: Gradients, damping: float = 0.0, tol: float = 1e-5) -> Tensor:
+        """v_i^T (G + damping I)^-1 g_j for every test and training example, [n_test, n_train].
+
+        Where examples have one place in a layer no gradient is formed: 1 / (spectrum + l2 + damping), [o, i], is
+        written as sum_r u_r w_r^T, its singular vectors to a relative error of `tol`, and each term is a product
+        (a_i w_r . a_j)(g_i u_r . g_j) in the eigenbasis. K-FAC needs about ten. Other layers multiply solved gradients.
+        """
+        S = torch.zeros(len(test.split), len(train.split)).to(penalty(self.task))
+        terms = {layer: layer.separated(damping, tol) for layer in self.layers if layer.single(test)}
+        for rows, asked in test:
+            queries = {layer: layer.factors(asked[layer.weight]) for layer, found in terms.items() if found}
+            X = self.solved(asked, damping, [layer for layer in self.layers if layer not in queries])
+            for columns, known in train:
+                S[rows, columns] = sum(known[name].times(V)[0].T for name, V in X.items())
+                for layer, (a, g) in queries.items():
+                    a2, g2 = layer.factors(known[layer.weight])
+                    for u, w in zip(*terms[layer], strict=True):
+                        S[rows, columns] += ((a * w) @ a2.T) * ((g[0] * u) @ g2[0].T)
+        return S
+
+    def solved(self, blocks: dict, damping: float, layers: list) -> dict:
+        """(G + damping I)^-1 g_i [p, b] by parameter, of a batch's gradients in `layers` and outside all layers."""
+        named = {name: block.rows()[0].T for name, block in blocks.items() if name in self.diagonal
+                 or any(name in (layer.weight, layer.bias) for layer in layers)}
+        found = {name: inverse(values + damping)[:, None] * named[name] for name, values in self.diagonal.items()}
+        for layer in layers:
+            found |= layer.scaled(named, layer.inverse(damping))
+        return found
+
+    def self_products(self, train: Gradients, damping: float = 0.0) -> Tensor:
+        """g_j^T (G + damping I)^-1 g_j for every training example, [n_train]."""
+        return torch.cat([sum(layer.lengths(found, damping) for layer in self.layers)
+                          + sum(found[name].rows()[0].square() @ inverse(values + damping)
+                                for name, values in self.diagonal.items()) for _, found in train])
+
+
+def inverse(values: Tensor) -> Tensor:
+    """1 / values, and 0 where a value is 0 to rounding."""
+    none = values <= torch.finfo(values.dtype).eps * values.max()
+    return torch.where(none, 0.0, 1 / torch.where(none, 1.0, values))
+
+
+def single(block) -> bool:
+    """Whether a block holds the factors of examples with one place."""
+    return type(block) is Outer and block.a.shape[1] == 1
+
+
+def with_ones(a: Tensor, bias: str | None) -> Tensor:
+    """Inputs [b, T, i] with a 1 appended where the layer has a bias."""
+    return a if bias is None else torch.cat([a, a.new_ones(*a.shape[:2], 1)], 2)
+
+
+def biases(task: Task) -> dict:
+    """The trained bias that goes with each weight: of the same layer, where no other layer uses either."""
+    names, owners = {id(p): name for name, p in parameters(task).items()}, {}
+    for module in task.model.modules():
+        for p in module.parameters(recurse=False):
+            owners.setdefault(id(p), []).append(module)
+    return {names[id(m.weight)]: names[id(m.bias)] for m in task.model.modules()
+            if id(getattr(m, "weight", None)) in names and id(getattr(m, "bias", None)) in names
+            and len(owners[id(m.weight)]) == len(owners[id(m.bias)]) == 1}
+
+
+def factor_sums(G: GGN, w: Tensor) -> tuple[dict, dict]:
+    """For each weight with factors its bias, E[a a^T] and E[g g^T] summed over places; for every parameter that is in
+    none of these the sum of its squared gradients."""
+    partner, sums, squares = biases(G.task), {}, {}
+
+    def see(where, i, blocks):
+        for name, block in blocks.items():
+            if type(block) is Outer:
+                bias = partner.get(name)
+                a, g, v = with_ones(block.a, bias), block.g[0], w[where, None, None]
+                _, A, S = sums.get(name, (None, 0, 0))
+                A = A + (v * a).flatten(0, 1).T @ a.flatten(0, 1) / (w.sum() * a.shape[1]) if i == 0 else A
+                sums[name] = (bias, A, S + (v * g).flatten(0, 1).T @ g.flatten(0, 1) / len(w))
+
+    for where, blocks in G.rows.run(see):
+        inside = {name for weight, (bias, *_) in sums.items() for name in (weight, bias)}
+        for name in blocks.keys() - inside:
+            squares[name] = squares.get(name, 0) + (w[where, None] * blocks[name].rows().square().sum(0)).sum(0)
+    return sums, squares
+
+
+def decomposed(weight: str, bias: str | None, A: Tensor, S: Tensor, l2: dict) -> Layer:
+    """A layer with K-FAC's spectrum from its two moments."""
+    s_left, left = torch.linalg.eigh(S)
+    s_right, right = torch.linalg.eigh(A)
+    share = right[-1].square() if bias is not None else torch.zeros_like(s_right)  # of the bias in each direction
+    return Layer(weight, bias, left, right, s_left.clamp(min=0)[:, None] * s_right.clamp(min=0),
+                 l2[weight] * (1 - share) + (l2[bias] * share if bias is not None else 0.0))

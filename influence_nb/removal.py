@@ -1,0 +1,100 @@
+"""The effect of removing training examples, from an inverse of the curvature, with the certificate that it carries.
+
+At a stationary point of R(theta; w), removing example j (w_j = 1 -> 0, n fixed) moves theta by + (1/n) H^-1 g_j to
+first order, g_j = grad loss_j. What a score is the rise of, with gradient v_i, then rises by
+
+    S[i, j] = (1/n) v_i^T H^-1 g_j
+
+which is minus 1/n times I_up,loss of Koh & Liang (2017), eq. 2 (positive = harmful): here positive = helpful, in nats
+for one removed example. With a measure m in place of the loss, v = - grad m and S is the drop of m.
+
+A method that gives such scores has, after `fit`: `task_`, `fingerprint_`, `train_` (its training gradients),
+`curvature_` (`C @ V`, undamped), `damping_` (the number in force), `gradient_norm_` and `solver_`, whose
+`solve(V [p, m], damping) -> X [p, m]` applies the inverse.
+"""
+
+import torch
+from torch import Tensor
+
+from .curvature import GGN, rule_of_thumb
+from .gradients import Gradients, dense, rise_slopes, risk_gradient
+from .scores import EFFECT, Scores
+from .task import Split, Task, asked
+
+STABLE = "top 10 kept at ten times the damping"
+
+
+def begin(method, task: Task, curvature=None) -> None:
+    """What every `fit` starts with: check the damping and set all of the above but `solver_`.
+
+    Args:
+        curvature: the class or function that makes it from a task; default: the method's own `curvature` field.
+
+    Raises:
+        TypeError, ValueError: damping or curvature make no sense.
+    """
+    make = curvature or method.curvature
+    if method.damping is not None and not method.damping >= 0:
+        raise ValueError(f"damping must be 0 or more, or None for the rule of thumb, got {method.damping}")
+    if not callable(make):
+        raise TypeError(f"curvature must be Hessian, GGN or Fisher itself, got {make!r}")
+    method.task_, method.fingerprint_ = task, task.fingerprint()
+    method.curvature_ = make(task)
+    method.train_ = Gradients(task, task.train)
+    method.gradient_norm_ = float(risk_gradient(task).norm())
+    method.damping_ = method.damping
+    if method.damping is None:
+        G = method.curvature_ if isinstance(method.curvature_, GGN) else GGN(task)
+        method.damping_ = rule_of_thumb(G)
+
+
+def removal_scores(method, split: Split | None) -> Scores:
+    """Scores [n_test, n_train] of the task's test points, or of `split`, by solving for each test point."""
+    task, split = asked(method, split)
+    V = Gradients(task, split, rise_slopes).dense()[0].T                                    # [p, n_test]
+    X = method.solver_.solve(V, method.damping_)
+    error = method.curvature_ @ X + method.damping_ * X - V
+    residual = error.norm(dim=0) / V.norm(dim=0).clamp(min=torch.finfo(V.dtype).tiny)
+    values = (method.train_ @ X)[0].T / len(task.train)
+    few = spread(len(split))
+    damped = (method.train_ @ method.solver_.solve(V[:, few], 10 * method.damping_))[0].T
+    return certified(method, split, values, {"residual": residual.tolist(), STABLE: kept(values[few], damped)})
+
+
+def certified(method, split: Split, values: Tensor, certificate: dict) -> Scores:
+    """Removal effects as Scores, with what they rest on."""
+    task = method.task_
+    unit = EFFECT if task.measure is None else f"{task.measure.__name__} per removed example"
+    facts = method.solver_.facts(method.damping_)
+    return Scores(values, repr_of(method), method.fingerprint_, split.ids, task.train.ids, unit,
+                  {"gradient norm": method.gradient_norm_, "damping": method.damping_, **certificate, **facts},
+                  {"curvature": getattr(method.curvature_, "name", type(method.curvature_).__name__)})
+
+
+def self_influence(method) -> Tensor:
+    """The rise of each training example's own loss on its removal, (1/n) g_j^T H^-1 g_j, [n_train]."""
+    task, _ = asked(method, None)
+    found = []
+    for _, blocks in method.train_:
+        G = dense(task, blocks)[0].T                                                        # [p, b]
+        found.append((G * method.solver_.solve(G, method.damping_)).sum(0))
+    return torch.cat(found) / len(task.train)
+
+
+def spread(n: int, most: int = 10) -> Tensor:
+    """Up to `most` row numbers, evenly spread over n."""
+    return torch.linspace(0, n - 1, min(n, most)).long()
+
+
+def kept(values: Tensor, damped: Tensor, k: int = 10) -> float:
+    """The mean share of each row's k strongest training examples that are among the k strongest after more damping."""
+    k = min(k, values.shape[1])
+    before, after = (S.abs().topk(k, dim=1).indices for S in (values, damped))
+    return float((before[:, :, None] == after[:, None]).any(2).float().mean())
+
+
+def repr_of(method) -> str:
+    """The dataclass's repr with functions and classes by their names."""
+    fields = {name: getattr(method, name) for name in method.__dataclass_fields__}
+    shown = ", ".join(f"{name}={getattr(value, '__name__', value)}" for name, value in fields.items())
+    return f"{type(method).__name__}({shown})"
