@@ -264,6 +264,7 @@ def traker_trak(model, train_x, train_y, test_x, test_y, damping, dimension=2048
         for x, y in loader(train_x, train_y):
             trak.featurize((x, y), num_samples=len(x))
         trak.finalize_features()
+        project.generate_sketch_matrix(project.generator_states[0])  # freed above; drawn anew only if in many blocks
         trak.start_scoring_checkpoint("scores", model.state_dict(), model_id=0, num_targets=len(test_x))
         trak.score((test_x, test_y), num_samples=len(test_x))
         return torch.as_tensor(np.array(trak.finalize_scores("scores"))).T
