@@ -3,7 +3,7 @@
 The public names, by floor (each floor imports only from those above it in this list):
 
 0  records       Split, Task, Scores, cross_entropy, squared_error
-1  ground        data, models, fit, converge, Hessian, GGN, Fisher, EmpiricalFisher,
+1  ground        data, models, fit, converge, Hessian, GGN, SketchedGGN, Fisher, EmpiricalFisher,
                  embed, project, pca, tsne, umap, Atlas, distances
 2  attribution   Influence, CG, EKFAC, KFAC, GradDot, Cosine
 3  truth         leave_one_out, check_method
@@ -13,7 +13,7 @@ The public names, by floor (each floor imports only from those above it in this 
 from . import data, models, plots, widgets
 from .attribute import CG, EKFAC, KFAC, Cosine, GradDot, Influence
 from .checks import check_method
-from .curvature import GGN, EmpiricalFisher, Fisher, Hessian
+from .curvature import GGN, EmpiricalFisher, Fisher, Hessian, SketchedGGN
 from .embedding import Atlas, cosine, embed, euclidean, pca, pixel, project, tsne, umap
 from .scores import Scores
 from .task import Split, Task, cross_entropy, squared_error
@@ -22,7 +22,7 @@ from .truth import leave_one_out
 
 __version__ = "0.1.0"
 __all__ = ["Split", "Task", "Scores", "cross_entropy", "squared_error",
-           "data", "models", "fit", "converge", "Hessian", "GGN", "Fisher", "EmpiricalFisher",
+           "data", "models", "fit", "converge", "Hessian", "GGN", "SketchedGGN", "Fisher", "EmpiricalFisher",
            "embed", "project", "pca", "tsne", "umap", "cosine", "euclidean", "pixel", "Atlas",
            "Influence", "CG", "EKFAC", "KFAC", "GradDot", "Cosine",
            "leave_one_out", "check_method", "plots", "widgets"]

@@ -92,7 +92,7 @@ class Gradients:
     """
 
     def __init__(self, task: Task, split: Split, vectors: Callable = loss_slopes, batch_size: int | None = None,
-                 block: int = 2**27, keep: int = 2**30):
+                 block: int = 2**25, keep: int = 2**30):
         self.task, self.split, self.vectors = task, split, vectors
         with as_found(task.model):
             self.layers, self.trusted, passing = trusted_layers(task, split.x[:3])
@@ -128,17 +128,26 @@ class Gradients:
 
     def __matmul__(self, V: Tensor) -> Tensor:
         """J V [m, n, k] for V [p, k]: the Jacobian-vector product of every column."""
-        named = pieces(self.task, V)
-        return torch.cat([times(blocks, named) for _, blocks in self], dim=1)
+        named, found = None, []
+        for _, blocks in self:
+            named = named or arranged(blocks, pieces(self.task, V))
+            found.append(times(blocks, named))
+        return torch.cat(found, dim=1)
 
     def transposed(self, U: Tensor) -> Tensor:
         """J^T U [p, k] for U [m, n, k]: the vector-Jacobian product, summed over examples and vectors."""
-        return sum(combine(self.task, blocks, U[:, where]) for where, blocks in self)
+        total = 0
+        for where, blocks in self:
+            total = combine(blocks, U[:, where], total)
+        return restored(self.task, blocks, total)
 
     def gram(self, V: Tensor, w: Tensor) -> Tensor:
         """J^T diag(w) J V [p, k] for V [p, k] and a weight w [n] for each example, in one pass."""
-        named = pieces(self.task, V)
-        return sum(combine(self.task, blocks, w[where, None] * times(blocks, named)) for where, blocks in self)
+        named, total = None, 0
+        for where, blocks in self:
+            named = named or arranged(blocks, pieces(self.task, V))
+            total = combine(blocks, w[where, None] * times(blocks, named), total)
+        return restored(self.task, blocks, total)
 
     def dot(self, other: "Gradients") -> Tensor:
         """The products [n, n'] of the first gradients (m = 1) of two sets, layer by layer."""
@@ -158,14 +167,24 @@ def dense(task: Task, blocks: dict) -> Tensor:
     return torch.cat([blocks[name].rows() for name in parameters(task)], dim=2)
 
 
+def arranged(blocks: dict, named: dict) -> dict:
+    """Parts of vectors [p, k] laid out for products with these blocks, and with those of every other batch."""
+    return {name: blocks[name].arrange(V) for name, V in named.items()}
+
+
 def times(blocks: dict, named: dict) -> Tensor:
-    """J V [m, b, k] of a batch, V given by parameter."""
-    return sum(block.times(named[name]) for name, block in blocks.items())
+    """J V [m, b, k] of a batch, V arranged by parameter."""
+    return sum(blocks[name].times(V) for name, V in named.items())
 
 
-def combine(task: Task, blocks: dict, U: Tensor) -> Tensor:
-    """J^T U [p, k] of a batch."""
-    return torch.cat([blocks[name].combine(U) for name in parameters(task)])
+def combine(blocks: dict, U: Tensor, total) -> dict:
+    """J^T U of a batch, added to the total so far (0 at first), by parameter."""
+    return {name: block.combine(U) + (total[name] if total else 0) for name, block in blocks.items()}
+
+
+def restored(task: Task, blocks: dict, total: dict) -> Tensor:
+    """The total as one matrix [p, k]."""
+    return torch.cat([blocks[name].restore(total[name]) for name in parameters(task)])
 
 
 def example_gradients(task: Task, split: Split, function: Callable | None = None,
@@ -205,22 +224,35 @@ def pull(task: Task, x: Tensor, cotangents: Callable, layers: dict, trusted: set
     with Hooks(layers) as calls, torch.enable_grad():
         outputs = task.model(x)
     vectors = cotangents(outputs.detach())
-    uses = [(name, a, out) for name, made in calls.items() for a, version, out in made
-            if len(a) == len(out) == len(x) and a._version == version and out.requires_grad]
+    uses = [(name, *call[::2]) for name, made in calls.items() for call in made
+            if fits(call, len(x)) and call[2].requires_grad]
+    names = {id(p): name for name, p in parameters(task).items()}
+    blind = {names.get(id(p)) for name, made in calls.items() if not all(fits(call, len(x)) for call in made)
+             for p in layers[name].parameters(recurse=False)}
     inputs = [KNOWN[type(layers[name])][0](layers[name], a) for name, a, _ in uses]
     found = {}  # parameter -> one block for each vector
     for i, v in enumerate(vectors):
         back = torch.autograd.grad(outputs, [out for *_, out in uses], v, retain_graph=i < len(vectors) - 1,
                                    allow_unused=True, materialize_grads=True) if uses else ()
         blocks = {name: block for name, block in gathered(task, layers, uses, inputs, back).items()
-                  if trusted is None or name in trusted}
+                  if name not in blind and (trusted is None or name in trusted)}
         if see is not None:
             see(i, blocks)
         for name, block in blocks.items():
             found.setdefault(name, []).append(block.compact(len(vectors)))
     blocks = {name: first.stacked(others) for name, (first, *others) in found.items()}
+    if trusted is not None and (strayed := trusted - blocks.keys()):
+        raise ValueError(f"the layer of {min(strayed)} must take every batch whole, as it took the first three "
+                         "examples, but this one it took in part: class Own(nn.Linear): pass, or the like, is a type "
+                         "of layer whose gradients are not read off hooks")
     rest = [name for name in parameters(task) if name not in blocks] if trusted is not None else []
     return blocks | (one_by_one(task, x, vectors, rest) if rest else {})
+
+
+def fits(call: tuple, b: int) -> bool:
+    """Whether a layer's call took a batch of b examples along its first axis, and its input is still as it was."""
+    a, version, out = call
+    return len(a) == len(out) == b and a._version == version
 
 
 def gathered(task: Task, layers: dict, uses: list, inputs: list, back) -> dict:
@@ -240,7 +272,11 @@ def trusted_layers(task: Task, x: Tensor) -> tuple[dict, set, int]:
 
     A parameter that is used outside its layer too, a layer whose first axis is not the batch, an input that is
     overwritten: all are found here, on the random pull-backs of a few examples.
+
+    Raises:
+        ValueError: the outputs of an example change with the others in its batch.
     """
+    check_alone(task, x)
     layers = known(task.model)
     random = torch.Generator().manual_seed(0)
 
@@ -249,7 +285,7 @@ def trusted_layers(task: Task, x: Tensor) -> tuple[dict, set, int]:
 
     seen = []
     got = pull(task, x, lambda outputs: seen.append(cotangents(outputs)) or seen[0], layers)
-    with Hooks(layers) as calls, torch.no_grad():
+    with Hooks(layers) as calls, torch.enable_grad():
         task.model(x)
     passing = 2 * sum(KNOWN[type(layers[name])][0](layers[name], a).numel() + out.numel()
                       for name, made in calls.items() for a, _, out in made if len(a) == len(out) == len(x))
@@ -260,6 +296,20 @@ def trusted_layers(task: Task, x: Tensor) -> tuple[dict, set, int]:
     names = {id(p): name for name, p in parameters(task).items()}
     return {name: module for name, module in layers.items()
             if any(names.get(id(p)) in trusted for p in module.parameters(recurse=False))}, trusted, passing
+
+
+def check_alone(task: Task, x: Tensor) -> None:
+    """Raise where examples see each other in the model, so that one example has no gradient of its own."""
+    try:
+        with torch.no_grad():
+            together, alone = task.model(x), torch.cat([task.model(one) for one in x.split(1)])
+        change = float((together - alone).norm() / together.norm().clamp(min=torch.finfo(together.dtype).tiny))
+    except ValueError as error:  # BatchNorm1d refuses a single example
+        raise ValueError(f"the model must take examples one at a time: {error}") from error
+    if not change <= torch.finfo(together.dtype).eps ** 0.5:
+        raise ValueError(f"each example must go through the model for itself, but its outputs change by {change:.2g} "
+                         "with the others in the batch: is there BatchNorm without running statistics, or a mean over "
+                         "the batch?")
 
 
 def one_by_one(task: Task, x: Tensor, vectors: Tensor, names: list) -> dict:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .curvature import GGN, weights
-from .gradients import Gradients, parameters, penalty, pieces
+from .gradients import Gradients, arranged, parameters, penalty, pieces
 from .layers import Outer
 from .task import Task
 
@@ -129,24 +129,26 @@ class Kronecker:
         spectra = [*self.diagonal.values(), *(layer.spectrum + layer.l2 for layer in self.layers)]
         return {"smallest eigenvalue": min(float(v.min()) for v in spectra) + damping, "indefinite": False}
 
-    def products(self, test: Gradients, train: Gradients, damping: float = 0.0, tol: float = 1e-5) -> Tensor:
+    def products(self, test: Gradients, train: Gradients, damping: float = 0.0, tol: float = 1e-4) -> Tensor:
         """v_i^T (G + damping I)^-1 g_j for every test and training example, [n_test, n_train].
 
         Where examples have one place in a layer no gradient is formed: 1 / (spectrum + l2 + damping), [o, i], is
         written as sum_r u_r w_r^T, its singular vectors to a relative error of `tol`, and each term is a product
         (a_i w_r . a_j)(g_i u_r . g_j) in the eigenbasis. K-FAC needs about ten. Other layers multiply solved gradients.
         """
-        S = torch.zeros(len(test.split), len(train.split)).to(penalty(self.task))
+        S = torch.empty(len(test.split), len(train.split)).to(penalty(self.task))
         terms = {layer: layer.separated(damping, tol) for layer in self.layers if layer.single(test)}
-        for rows, asked in test:
-            queries = {layer: layer.factors(asked[layer.weight]) for layer, found in terms.items() if found}
-            X = self.solved(asked, damping, [layer for layer in self.layers if layer not in queries])
-            for columns, known in train:
-                S[rows, columns] = sum(known[name].times(V)[0].T for name, V in X.items())
-                for layer, (a, g) in queries.items():
-                    a2, g2 = layer.factors(known[layer.weight])
-                    for u, w in zip(*terms[layer], strict=True):
-                        S[rows, columns] += ((a * w) @ a2.T) * ((g[0] * u) @ g2[0].T)
+        terms = {layer: found for layer, found in terms.items() if found}
+        others = [layer for layer in self.layers if layer not in terms]
+        queries = [(rows, {layer: layer.factors(asked[layer.weight]) for layer in terms},
+                    arranged(asked, self.solved(asked, damping, others))) for rows, asked in test]
+        for columns, known in train:
+            turned = {layer: layer.factors(known[layer.weight]) for layer in terms}
+            for rows, factors, X in queries:
+                part = sum(known[name].times(V)[0].T for name, V in X.items())
+                for layer, (a, g) in factors.items():
+                    part = part + weighted_product(terms[layer], a, g[0], turned[layer][0], turned[layer][1][0])
+                S[rows, columns] = part
         return S
 
     def solved(self, blocks: dict, damping: float, layers: list) -> dict:
@@ -163,6 +165,11 @@ class Kronecker:
         return torch.cat([sum(layer.lengths(found, damping) for layer in self.layers)
                           + sum(found[name].rows()[0].square() @ inverse(values + damping)
                                 for name, values in self.diagonal.items()) for _, found in train])
+
+
+def weighted_product(terms: tuple, a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> Tensor:
+    """sum_r (a w_r . a2)(g u_r . g2) for every pair of rows, [b, b']."""
+    return sum(((a * w) @ a2.T) * ((g * u) @ g2.T) for u, w in zip(*terms, strict=True))
 
 
 def inverse(values: Tensor) -> Tensor:
@@ -200,11 +207,9 @@ def factor_sums(G: GGN, w: Tensor) -> tuple[dict, dict]:
     def see(where, i, blocks):
         for name, block in blocks.items():
             if type(block) is Outer:
-                bias = partner.get(name)
-                a, g, v = with_ones(block.a, bias), block.g[0], w[where, None, None]
                 _, A, S = sums.get(name, (None, 0, 0))
-                A = A + (v * a).flatten(0, 1).T @ a.flatten(0, 1) / (w.sum() * a.shape[1]) if i == 0 else A
-                sums[name] = (bias, A, S + (v * g).flatten(0, 1).T @ g.flatten(0, 1) / len(w))
+                A = A + moments(block.a, w[where]) / (w.sum() * block.a.shape[1]) if i == 0 else A
+                sums[name] = (partner.get(name), A, S + moments(block.g[0], w[where])[:-1, :-1] / len(w))
 
     for where, blocks in G.rows.run(see):
         inside = {name for weight, (bias, *_) in sums.items() for name in (weight, bias)}
@@ -213,10 +218,20 @@ def factor_sums(G: GGN, w: Tensor) -> tuple[dict, dict]:
     return sums, squares
 
 
+def moments(a: Tensor, w: Tensor) -> Tensor:
+    """sum_b w_b sum_t (a, 1)(a, 1)^T of rows a [b, T, i]: [i + 1, i + 1]."""
+    total = torch.einsum("b,bti->i", w, a)
+    if a.shape[1] == 1:
+        second = (w[:, None] * a[:, 0]).T @ a[:, 0]
+    else:
+        second = (w @ (a.mT @ a).flatten(1)).view(a.shape[2], -1)
+    return torch.cat([torch.cat([second, total[None]]), torch.cat([total, w.sum()[None] * a.shape[1]])[:, None]], 1)
+
+
 def decomposed(weight: str, bias: str | None, A: Tensor, S: Tensor, l2: dict) -> Layer:
     """A layer with K-FAC's spectrum from its two moments."""
     s_left, left = torch.linalg.eigh(S)
-    s_right, right = torch.linalg.eigh(A)
+    s_right, right = torch.linalg.eigh(A if bias is not None else A[:-1, :-1])
     share = right[-1].square() if bias is not None else torch.zeros_like(s_right)  # of the bias in each direction
     return Layer(weight, bias, left, right, s_left.clamp(min=0)[:, None] * s_right.clamp(min=0),
                  l2[weight] * (1 - share) + (l2[bias] * share if bias is not None else 0.0))

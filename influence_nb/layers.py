@@ -14,6 +14,7 @@ and `squares`.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
@@ -31,12 +32,20 @@ class Rows:
         """The gradients [m, b, p]."""
         return self.values
 
+    def arrange(self, V: Tensor) -> Tensor:
+        """V [p, k] laid out for `times`; `restore` undoes it."""
+        return V
+
+    def restore(self, V: Tensor) -> Tensor:
+        """V [p, k] from the layout of `arrange` and `combine`."""
+        return V
+
     def times(self, V: Tensor) -> Tensor:
-        """Their products with the columns of V [p, k]: [m, b, k]."""
+        """Products with the columns of an arranged V [p, k]: [m, b, k]."""
         return self.values @ V
 
     def combine(self, U: Tensor) -> Tensor:
-        """Their sum with the weights U [m, b, k]: [p, k]."""
+        """The sum with weights U [m, b, k], [p, k] as `arrange` lays it out."""
         return self.values.flatten(0, 1).T @ U.flatten(0, 1)
 
     def dot(self, other) -> Tensor:
@@ -74,17 +83,21 @@ class Outer:
     def rows(self) -> Tensor:
         return torch.stack([g.transpose(1, 2) @ self.a for g in self.g]).flatten(2)
 
+    def arrange(self, V: Tensor) -> Tensor:
+        return V.reshape(self.g.shape[-1], self.a.shape[-1], -1).transpose(0, 1).flatten(1)     # [i, o k]
+
+    def restore(self, V: Tensor) -> Tensor:
+        return V.reshape(self.a.shape[-1], self.g.shape[-1], -1).transpose(0, 1).flatten(0, 1)  # [o i, k]
+
     def times(self, V: Tensor) -> Tensor:
         (b, T, i), o = self.a.shape, self.g.shape[-1]
-        V = V.reshape(o, i, -1).transpose(0, 1).reshape(i, -1)                              # [i, o k]
         moved = (self.a.reshape(b * T, i) @ V).view(b, T * o, -1)                           # [b, T o, k]
         return (self.across() @ moved).transpose(0, 1)
 
     def combine(self, U: Tensor) -> Tensor:
-        (b, T, i), o = self.a.shape, self.g.shape[-1]
+        b, T, i = self.a.shape
         pulled = self.across().transpose(1, 2) @ U.transpose(0, 1)                          # [b, T o, k]
-        summed = self.a.reshape(b * T, i).T @ pulled.reshape(b * T, -1)                     # [i, o k]
-        return summed.view(i, o, -1).transpose(0, 1).reshape(o * i, -1)
+        return self.a.reshape(b * T, i).T @ pulled.reshape(b * T, -1)                       # [i, o k]
 
     def across(self) -> Tensor:
         return self.g.transpose(0, 1).flatten(2)                                            # [b, m, T o]
@@ -128,6 +141,12 @@ class Tokens:
     index: Tensor
     g: Tensor
     size: int
+
+    def arrange(self, V: Tensor) -> Tensor:
+        return V
+
+    def restore(self, V: Tensor) -> Tensor:
+        return V
 
     def rows(self) -> Tensor:
         m, b, _, d = self.g.shape
@@ -199,14 +218,15 @@ def linear_blocks(module, a: Tensor, g: Tensor) -> dict:
 def patches(module, a: Tensor) -> Tensor:
     """The patches that a convolution multiplies its weight with, [b, places, channels x kernel]."""
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    a = F.pad(a, module._reversed_padding_repeated_twice, mode=mode)
+    if any(module._reversed_padding_repeated_twice):
+        a = F.pad(a, module._reversed_padding_repeated_twice, mode=mode)
     (b, c, *sizes), (example, channel, *steps) = a.shape, a.stride()
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
     places = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in zip(sizes, kernel, stride, dilation, strict=True)]
     moves = [s * step for s, step in zip(stride, steps, strict=True)]
     inner = [d * step for d, step in zip(dilation, steps, strict=True)]
-    found = a.as_strided((b, *places, c, *kernel), (example, *moves, channel, *inner))
-    return found.reshape(b, prod(places), c * prod(kernel))
+    found = a.as_strided((b, c, *kernel, *places), (example, channel, *inner, *moves))
+    return found.reshape(b, c * prod(kernel), prod(places)).mT  # copied in long runs: places lie side by side
 
 
 def conv_blocks(module, a: Tensor, g: Tensor) -> dict:
@@ -263,7 +283,7 @@ def known(model: nn.Module) -> dict[str, nn.Module]:
 
 
 class Hooks:
-    """Within `with Hooks(layers) as calls`, every call of a layer is kept: calls[name] = [(input, output), ...]."""
+    """Within `with Hooks(layers) as calls`, every call of a layer is kept: calls[name] = [(input, its version, output), ...]."""
 
     def __init__(self, layers: dict[str, nn.Module]):
         self.layers = layers
@@ -271,12 +291,12 @@ class Hooks:
     def __enter__(self):
         calls = {name: [] for name in self.layers}
 
-        def keep(module, inputs, output, *, name):
-            if inputs:  # a layer called with keywords only is not known
-                calls[name].append((inputs[0].detach(), inputs[0]._version, output))
+        def keep(module, inputs, keywords, output, *, name):
+            a = (*inputs, *keywords.values())[0]
+            calls[name].append((a.detach(), a._version, output))
             return output.clone()  # so that an in-place activation cannot change what was kept
 
-        self.handles = [module.register_forward_hook(lambda *call, name=name: keep(*call, name=name))
+        self.handles = [module.register_forward_hook(partial(keep, name=name), with_kwargs=True)
                         for name, module in self.layers.items()]
         return calls
 

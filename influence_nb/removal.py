@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .curvature import GGN, rule_of_thumb
-from .gradients import Gradients, dense, rise_slopes, risk_gradient
+from .gradients import Gradients, dense, penalty, rise_slopes, theta
 from .scores import EFFECT, Scores
 from .task import Split, Task, asked
 
@@ -41,7 +41,9 @@ def begin(method, task: Task, curvature=None) -> None:
     method.task_, method.fingerprint_ = task, task.fingerprint()
     method.curvature_ = make(task)
     method.train_ = Gradients(task, task.train)
-    method.gradient_norm_ = float(risk_gradient(task).norm())
+    ones = torch.ones(1, len(task.train), 1).to(theta(task))
+    slope = method.train_.transposed(ones)[:, 0] / len(task.train) + penalty(task) * theta(task)
+    method.gradient_norm_ = float(slope.norm())
     method.damping_ = method.damping
     if method.damping is None:
         G = method.curvature_ if isinstance(method.curvature_, GGN) else GGN(task)

@@ -137,9 +137,9 @@ class Split:
         return Split(self.x[rows], self.y[rows], self.classes, text, self.ids[rows])
 
     def to(self, *args, **kwargs) -> "Split":
-        """The same split on another device or in another floating type; labels of classes stay whole numbers."""
-        x = self.x.to(*args, **kwargs)
-        y = self.y.to(x.device) if self.classes or not self.y.is_floating_point() else self.y.to(*args, **kwargs)
+        """The same split on another device or in another floating type; labels of classes and tokens stay whole numbers."""
+        device = self.x.to(*args, **kwargs).device
+        x, y = (v.to(*args, **kwargs) if v.is_floating_point() else v.to(device) for v in (self.x, self.y))
         return replace(self, x=x, y=y)
 
 

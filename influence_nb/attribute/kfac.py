@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..curvature import GGN
+from ..curvature import GGN, SketchedGGN
 from ..gradients import Gradients, rise_slopes, theta
 from ..kronecker import Kronecker
 from ..removal import STABLE, begin, certified, kept, removal_scores, spread
@@ -19,21 +19,22 @@ from ..task import Split, Task, asked
 class KFAC:
     """Influence with K-FAC in place of the GGN: one pass over the training set, no iteration.
 
-    Cost: fit, c backward passes over the training set and an eigendecomposition of each layer's two factors; scores,
-    about ten products of layer inputs and of output gradients, and no per-example gradient for a Linear layer.
+    Cost: fit, two passes over the training set and an eigendecomposition of each layer's two factors; scores, about
+    ten products of layer inputs and of output gradients, and no per-example gradient for a Linear layer.
 
     Args:
         damping: added to the curvature; None for a tenth of the GGN's mean eigenvalue.
-        curvature: GGN, or Fisher for one backward pass in place of c.
+        curvature: what the factors are taken of: SketchedGGN with one backward pass, GGN with c of them and a little
+            less noise, or Fisher.
 
-    The certificate's residual is that of the undistorted GGN, estimated for each test point from `PROBES` random
-    vectors: |(G + damping) x - v| / |v|, to about 25 % of itself.
+    The certificate's residual is |(G + damping) x - v| / |v| with G the curvature itself, not its factors, estimated for
+    each test point from `PROBES` random vectors, to about 25 % of itself.
 
     Source: Martens & Grosse (2015); Grosse et al. (2023), section 2.3.
     """
 
     damping: float | None = None
-    curvature: Callable = GGN
+    curvature: Callable = SketchedGGN
 
     def fit(self, task: Task) -> "KFAC":
         """Decompose the factors, and keep the training gradients' own factors."""
@@ -65,7 +66,7 @@ class EKFAC:
     """
 
     damping: float | None = None
-    curvature: Callable = GGN
+    curvature: Callable = SketchedGGN
     refine: int = 0
 
     def fit(self, task: Task) -> "EKFAC":
@@ -85,10 +86,11 @@ PROBES = 8
 
 
 def factored(method, task: Task, corrected: bool):
-    """The shared `fit`: the factors K, and K^-1 (G + damping) - 1, how far they are from G, on random vectors."""
+    """The shared `fit`: the factors K, and on random vectors (K^-1 (G + damping) - 1), how far they are from G."""
     begin(method, task)
     method.factors_ = method.solver_ = Kronecker(method.curvature_, corrected)
     if refine := getattr(method, "refine", 0):
+        method.curvature_ = GGN(task)
         method.solver_ = Refined(method.curvature_, method.factors_, refine)
     probes = torch.randn(len(theta(task)), PROBES, generator=torch.Generator().manual_seed(0)).to(theta(task))
     pushed = method.curvature_ @ probes + method.damping_ * probes
