@@ -6,10 +6,11 @@ in eval mode and left as found; nothing here writes to it.
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vjp, vmap
+from torch.func import functional_call, vjp, vmap
 
 from .layers import KNOWN, Hooks, Rows, known
 from .task import Split, Task, as_found
@@ -50,7 +51,9 @@ def outputs_at(task: Task, flat: Tensor, x: Tensor) -> Tensor:
 
 def function_gradient(function: Callable, outputs: Tensor, y: Tensor) -> Tensor:
     """d function(outputs_i, y_i) / d outputs_i of every example, in the shape of outputs [b, ...]."""
-    return grad(lambda o: function(o, y).sum())(outputs)
+    with torch.enable_grad():
+        outputs = outputs.detach().requires_grad_()
+        return torch.autograd.grad(function(outputs, y).sum(), outputs, materialize_grads=True)[0]
 
 
 def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -93,34 +96,17 @@ class Gradients:
 
     def __init__(self, task: Task, split: Split, vectors: Callable = loss_slopes, batch_size: int | None = None,
                  block: int = 2**25, keep: int = 2**30):
-        self.task, self.split, self.vectors = task, split, vectors
-        with as_found(task.model):
-            self.layers, self.trusted, passing = trusted_layers(task, split.x[:3])
-            probe = self.pull(slice(0, 3))
+        self.task, self.split, self.vectors, self.kept = task, split, vectors, None
+        self.layers, self.trusted, passing = plan(task, split.x[:3])
+        probe = together([self], rows=[slice(0, 3)])
         size = theta(task).element_size() / min(3, len(split))
-        kept = size * sum(block.numbers() for block in probe.values())  # bytes of an example
-        self.batch_size = batch_size or int(min(500, max(1, block // (kept + size * passing))))
-        self.kept, self.keeps = None, kept * len(split) <= keep
-
-    def pull(self, where: slice, see: Callable | None = None) -> dict:
-        """The blocks of one batch, by parameter."""
-        x, y, see = self.split.x[where], self.split.y[where], see and partial(see, where)
-        return pull(self.task, x, lambda outputs: self.vectors(self.task, outputs, y), self.layers, self.trusted, see)
+        kept = size * sum(block.numbers() for _, (blocks,) in probe for block in blocks.values())  # bytes of an example
+        self.batch_size = batch_size or int(min(1000, max(1, block // (kept + size * passing))))
+        self.keeps = kept * len(split) <= keep
 
     def __iter__(self) -> Iterator[tuple[slice, dict]]:
         """(rows, blocks by parameter) of one batch after another."""
-        yield from self.kept if self.kept is not None else self.run()
-
-    def run(self, see: Callable | None = None) -> Iterator[tuple[slice, dict]]:
-        """Run the model on every batch; `see(rows, i, blocks)` is shown the factors of vector i before compaction."""
-        kept = []
-        for start in range(0, len(self.split), self.batch_size):
-            where = slice(start, min(start + self.batch_size, len(self.split)))
-            with as_found(self.task.model):
-                blocks = self.pull(where, see)
-            kept += [(where, blocks)] if self.keeps else []
-            yield where, blocks
-        self.kept = kept or None
+        yield from self.kept if self.kept is not None else ((where, blocks) for where, (blocks,) in together([self]))
 
     def dense(self) -> Tensor:
         """J [m, n, p]."""
@@ -160,6 +146,28 @@ class Gradients:
     def squared_norms(self) -> Tensor:
         """|J_i^T v|^2 summed over the m vectors, [n]."""
         return torch.cat([sum(block.squares().sum(0) for block in blocks.values()) for _, blocks in self])
+
+
+def together(parts: list, see: Callable | None = None, rows: list | None = None) -> Iterator[tuple[slice, list]]:
+    """(rows, [blocks of each part]) of several Gradients of one split, with one forward pass a batch; each is kept
+    where it may be.
+
+    Args:
+        see: see(rows, part, vector, blocks) is shown every vector's factors before they are compacted.
+        rows: the batches, by default all of them.
+    """
+    first, kept = parts[0], [[] for _ in parts]
+    n, size = len(first.split), min(part.batch_size for part in parts) if rows is None else 0
+    for where in rows or [slice(start, min(start + size, n)) for start in range(0, n, size)]:
+        x, y = first.split.x[where], first.split.y[where]
+        with as_found(first.task.model):
+            found = pull(first.task, x, lambda o, y=y: [part.vectors(first.task, o, y) for part in parts],
+                         first.layers, first.trusted, see and partial(see, where))
+        for part, blocks, store in zip(parts, found, kept, strict=True):
+            store += [(where, blocks)] if rows is None and part.keeps else []
+        yield where, found
+    for part, store in zip(parts, kept, strict=True):
+        part.kept = store or part.kept
 
 
 def dense(task: Task, blocks: dict) -> Tensor:
@@ -212,41 +220,55 @@ def risk_gradient(task: Task, w: Tensor | None = None, batch_size: int = 500) ->
 
 
 def pull(task: Task, x: Tensor, cotangents: Callable, layers: dict, trusted: set | None = None,
-         see: Callable | None = None) -> dict:
-    """The blocks of every parameter from one forward pass and m backward passes.
+         see: Callable | None = None) -> list[dict]:
+    """The blocks of every parameter, for each set of vectors, from one forward pass and a backward pass a vector.
 
     Args:
-        cotangents: outputs [b, ...] -> [m, b, ...].
+        cotangents: outputs [b, ...] -> sets of vectors, each [m, b, ...].
         layers: the hooked layers, by name.
         trusted: the parameters to read off the hooks; the others go through vmap. None: all there are, no others.
-        see: called with each vector's number and its blocks as the layers gave them.
+        see: called with set, vector and its blocks as the layers gave them.
     """
     with Hooks(layers) as calls, torch.enable_grad():
         outputs = task.model(x)
-    vectors = cotangents(outputs.detach())
     uses = [(name, *call[::2]) for name, made in calls.items() for call in made
             if fits(call, len(x)) and call[2].requires_grad]
     names = {id(p): name for name, p in parameters(task).items()}
     blind = {names.get(id(p)) for name, made in calls.items() if not all(fits(call, len(x)) for call in made)
              for p in layers[name].parameters(recurse=False)}
     inputs = [KNOWN[type(layers[name])][0](layers[name], a) for name, a, _ in uses]
-    found = {}  # parameter -> one block for each vector
-    for i, v in enumerate(vectors):
-        back = torch.autograd.grad(outputs, [out for *_, out in uses], v, retain_graph=i < len(vectors) - 1,
-                                   allow_unused=True, materialize_grads=True) if uses else ()
-        blocks = {name: block for name, block in gathered(task, layers, uses, inputs, back).items()
-                  if name not in blind and (trusted is None or name in trusted)}
-        if see is not None:
-            see(i, blocks)
-        for name, block in blocks.items():
-            found.setdefault(name, []).append(block.compact(len(vectors)))
-    blocks = {name: first.stacked(others) for name, (first, *others) in found.items()}
-    if trusted is not None and (strayed := trusted - blocks.keys()):
-        raise ValueError(f"the layer of {min(strayed)} must take every batch whole, as it took the first three "
-                         "examples, but this one it took in part: class Own(nn.Linear): pass, or the like, is a type "
-                         "of layer whose gradients are not read off hooks")
-    rest = [name for name in parameters(task) if name not in blocks] if trusted is not None else []
-    return blocks | (one_by_one(task, x, vectors, rest) if rest else {})
+    sets = []
+    for k, vectors in enumerate(cotangents(outputs.detach())):
+        found = {}  # parameter -> one block for each vector
+        for i, v in enumerate(vectors):
+            back = torch.autograd.grad(outputs, [out for *_, out in uses], v, retain_graph=True, allow_unused=True,
+                                       materialize_grads=True) if uses else ()
+            blocks = {name: block for name, block in gathered(task, layers, uses, inputs, back).items()
+                      if name not in blind and (trusted is None or name in trusted)}
+            if see is not None:
+                see(k, i, blocks)
+            for name, block in blocks.items():
+                found.setdefault(name, []).append(block.compact(len(vectors)))
+        blocks = {name: first.stacked(others) for name, (first, *others) in found.items()}
+        if trusted is not None and (strayed := trusted - blocks.keys()):
+            raise ValueError(f"the layer of {min(strayed)} must take every batch whole, as it took the first three "
+                             "examples, but this one it took in part: class Own(nn.Linear): pass, or the like, is a "
+                             "type of layer whose gradients are not read off hooks")
+        rest = [name for name in parameters(task) if name not in blocks] if trusted is not None else []
+        sets.append(blocks | (one_by_one(task, x, vectors, rest) if rest else {}))
+    return sets
+
+
+PLANS = WeakKeyDictionary()
+
+
+def plan(task: Task, x: Tensor) -> tuple[dict, set, int]:
+    """`trusted_layers`, worked out once for a task and its trained parameters."""
+    plans, names = PLANS.setdefault(task, {}), tuple(parameters(task))
+    if names not in plans:
+        with as_found(task.model):
+            plans[names] = trusted_layers(task, x)
+    return plans[names]
 
 
 def fits(call: tuple, b: int) -> bool:
@@ -284,7 +306,7 @@ def trusted_layers(task: Task, x: Tensor) -> tuple[dict, set, int]:
         return torch.randn(1, *outputs.shape, generator=random).to(outputs)
 
     seen = []
-    got = pull(task, x, lambda outputs: seen.append(cotangents(outputs)) or seen[0], layers)
+    got, = pull(task, x, lambda outputs: seen.append(cotangents(outputs)) or seen, layers)
     with Hooks(layers) as calls, torch.enable_grad():
         task.model(x)
     passing = 2 * sum(KNOWN[type(layers[name])][0](layers[name], a).numel() + out.numel()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .curvature import GGN, weights
-from .gradients import Gradients, arranged, parameters, penalty, pieces
+from .gradients import Gradients, arranged, parameters, penalty, pieces, together
 from .layers import Outer
 from .task import Task
 
@@ -47,10 +47,6 @@ class Layer:
         V = blocks[self.weight].rows().unflatten(2, (len(self.left), -1))
         V = V if self.bias is None else torch.cat([V, blocks[self.bias].rows()[..., None]], 3)
         return self.left.T @ V @ self.right
-
-    def single(self, gradients: Gradients) -> bool:
-        """Whether every example has one place in this layer, kept as factors."""
-        return single(next(iter(gradients))[1][self.weight])
 
     def factors(self, block: Outer) -> tuple[Tensor, Tensor]:
         """a [b, i] and g [m, b, o] of examples with one place, in the eigenbasis."""
@@ -97,17 +93,24 @@ class Kronecker:
     Args:
         G: a GGN or Fisher; its training weights are kept to.
         corrected: True for EK-FAC, False for K-FAC.
+        sums: of G's factors, where its rows have been seen already.
     """
 
-    def __init__(self, G: GGN, corrected: bool = True):
+    def __init__(self, G: GGN, corrected: bool = True, sums: "Sums | None" = None):
         self.task, w = G.task, weights(G.task, G.w)
         l2 = {name: float(piece[0]) for name, piece in pieces(G.task, penalty(G.task)).items()}
-        moments, squares = factor_sums(G, w)
-        self.layers = [decomposed(name, *found, l2) for name, found in moments.items()]
-        self.diagonal = {name: total / len(w) + l2[name] for name, total in squares.items()}
+        if sums is None:
+            sums = Sums(G.task, G.w)
+            for _ in together([G.rows], lambda rows, _, i, blocks: sums.see(rows, i, blocks)):
+                pass
+        self.layers = [decomposed(name, *found, l2) for name, found in sums.found.items()]
+        inside = {name for layer in self.layers for name in (layer.weight, layer.bias)}
+        others = [name for name in parameters(G.task) if name not in inside]
+        self.diagonal = {name: sum((w[rows, None] * found[name].rows().square().sum(0)).sum(0)
+                                   for rows, found in G.rows) / len(w) + l2[name] for name in others}
         if corrected:
             for layer in self.layers:
-                layer.spectrum = sum(layer.squares(blocks, w[rows]) for rows, blocks in G.rows) / len(w)
+                layer.spectrum = sum(layer.squares(found, w[rows]) for rows, found in G.rows) / len(w)
 
     def solve(self, B: Tensor, damping: float = 0.0) -> Tensor:
         """(G + damping I)^-1 B for B [p, k]; 0 in directions without any curvature."""
@@ -129,27 +132,27 @@ class Kronecker:
         spectra = [*self.diagonal.values(), *(layer.spectrum + layer.l2 for layer in self.layers)]
         return {"smallest eigenvalue": min(float(v.min()) for v in spectra) + damping, "indefinite": False}
 
-    def products(self, test: Gradients, train: Gradients, damping: float = 0.0, tol: float = 1e-4) -> Tensor:
-        """v_i^T (G + damping I)^-1 g_j for every test and training example, [n_test, n_train].
+    def queries(self, test: Gradients, damping: float = 0.0, tol: float = 1e-4) -> list:
+        """(G + damping I)^-1 v_i of the test points in the form that `products` multiplies.
 
         Where examples have one place in a layer no gradient is formed: 1 / (spectrum + l2 + damping), [o, i], is
         written as sum_r u_r w_r^T, its singular vectors to a relative error of `tol`, and each term is a product
         (a_i w_r . a_j)(g_i u_r . g_j) in the eigenbasis. K-FAC needs about ten. Other layers multiply solved gradients.
         """
-        S = torch.empty(len(test.split), len(train.split)).to(penalty(self.task))
-        terms = {layer: layer.separated(damping, tol) for layer in self.layers if layer.single(test)}
+        blocks = [found for _, found in test]
+        terms = {layer: layer.separated(damping, tol) for layer in self.layers if single(blocks[0][layer.weight])}
         terms = {layer: found for layer, found in terms.items() if found}
         others = [layer for layer in self.layers if layer not in terms]
-        queries = [(rows, {layer: layer.factors(asked[layer.weight]) for layer in terms},
-                    arranged(asked, self.solved(asked, damping, others))) for rows, asked in test]
-        for columns, known in train:
-            turned = {layer: layer.factors(known[layer.weight]) for layer in terms}
-            for rows, factors, X in queries:
-                part = sum(known[name].times(V)[0].T for name, V in X.items())
-                for layer, (a, g) in factors.items():
-                    part = part + weighted_product(terms[layer], a, g[0], turned[layer][0], turned[layer][1][0])
-                S[rows, columns] = part
-        return S
+        return [({layer: (*layer.factors(found[layer.weight]), *terms[layer]) for layer in terms},
+                 arranged(found, self.solved(found, damping, others))) for found in blocks]
+
+    def products(self, queries: list, train: Gradients) -> Tensor:
+        """v_i^T (G + damping I)^-1 g_j for every test point asked for and every training example, [n_test, n_train]."""
+        columns = []
+        for _, known in train:
+            turned = {layer: layer.factors(known[layer.weight]) for layer in set().union(*(inside for inside, _ in queries))}
+            columns.append(torch.cat([answer(query, known, turned) for query in queries]))
+        return torch.cat(columns, 1)
 
     def solved(self, blocks: dict, damping: float, layers: list) -> dict:
         """(G + damping I)^-1 g_i [p, b] by parameter, of a batch's gradients in `layers` and outside all layers."""
@@ -167,9 +170,15 @@ class Kronecker:
                                 for name, values in self.diagonal.items()) for _, found in train])
 
 
-def weighted_product(terms: tuple, a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> Tensor:
-    """sum_r (a w_r . a2)(g u_r . g2) for every pair of rows, [b, b']."""
-    return sum(((a * w) @ a2.T) * ((g * u) @ g2.T) for u, w in zip(*terms, strict=True))
+def answer(query: tuple, known: dict, turned: dict) -> Tensor:
+    """The products [b, b'] of one batch of test points with one batch of training examples."""
+    inside, X = query
+    S = sum(known[name].times(V)[0].T for name, V in X.items())
+    for layer, (a, g, *terms) in inside.items():
+        a2, g2 = turned[layer]
+        for u, w in zip(*terms, strict=True):
+            S = S + ((a * w) @ a2.T) * ((g[0] * u) @ g2[0].T)
+    return S
 
 
 def inverse(values: Tensor) -> Tensor:
@@ -199,28 +208,28 @@ def biases(task: Task) -> dict:
             and len(owners[id(m.weight)]) == len(owners[id(m.bias)]) == 1}
 
 
-def factor_sums(G: GGN, w: Tensor) -> tuple[dict, dict]:
-    """For each weight with factors its bias, E[a a^T] and E[g g^T] summed over places; for every parameter that is in
-    none of these the sum of its squared gradients."""
-    partner, sums, squares = biases(G.task), {}, {}
+class Sums:
+    """For each weight with factors its bias and the sums over examples and places of (a, 1)(a, 1)^T and g g^T.
 
-    def see(where, i, blocks):
+    `see` takes the factors of one batch and vector; `Gradients` calls it as they pass.
+    """
+
+    def __init__(self, task: Task, w: Tensor | None = None):
+        self.partner, self.w, self.found = biases(task), weights(task, w), {}
+
+    def see(self, where: slice, i: int, blocks: dict) -> None:
         for name, block in blocks.items():
             if type(block) is Outer:
-                _, A, S = sums.get(name, (None, 0, 0))
-                A = A + moments(block.a, w[where]) / (w.sum() * block.a.shape[1]) if i == 0 else A
-                sums[name] = (partner.get(name), A, S + moments(block.g[0], w[where])[:-1, :-1] / len(w))
-
-    for where, blocks in G.rows.run(see):
-        inside = {name for weight, (bias, *_) in sums.items() for name in (weight, bias)}
-        for name in blocks.keys() - inside:
-            squares[name] = squares.get(name, 0) + (w[where, None] * blocks[name].rows().square().sum(0)).sum(0)
-    return sums, squares
+                w, (_, A, S) = self.w[where], self.found.get(name, (None, 0, 0))
+                A = A + moments(block.a, w) / (self.w.sum() * block.a.shape[1]) if i == 0 else A
+                S = S + moments(block.g[0], w)[:-1, :-1] / len(self.w)
+                bias = self.partner.get(name)  # not in the blocks if it is used outside its layer too
+                self.found[name] = (bias if bias in blocks else None, A, S)
 
 
 def moments(a: Tensor, w: Tensor) -> Tensor:
     """sum_b w_b sum_t (a, 1)(a, 1)^T of rows a [b, T, i]: [i + 1, i + 1]."""
-    total = torch.einsum("b,bti->i", w, a)
+    total = w @ a.sum(1)
     if a.shape[1] == 1:
         second = (w[:, None] * a[:, 0]).T @ a[:, 0]
     else:
@@ -228,10 +237,16 @@ def moments(a: Tensor, w: Tensor) -> Tensor:
     return torch.cat([torch.cat([second, total[None]]), torch.cat([total, w.sum()[None] * a.shape[1]])[:, None]], 1)
 
 
+def eigen(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, those that are 0 to rounding set to 0, and eigenvectors of a positive semidefinite matrix."""
+    values, vectors = torch.linalg.eigh(A)
+    return torch.where(values > 10 * torch.finfo(A.dtype).eps * values[-1], values, 0.0), vectors
+
+
 def decomposed(weight: str, bias: str | None, A: Tensor, S: Tensor, l2: dict) -> Layer:
     """A layer with K-FAC's spectrum from its two moments."""
-    s_left, left = torch.linalg.eigh(S)
-    s_right, right = torch.linalg.eigh(A if bias is not None else A[:-1, :-1])
+    s_left, left = eigen(S)
+    s_right, right = eigen(A if bias is not None else A[:-1, :-1])
     share = right[-1].square() if bias is not None else torch.zeros_like(s_right)  # of the bias in each direction
-    return Layer(weight, bias, left, right, s_left.clamp(min=0)[:, None] * s_right.clamp(min=0),
+    return Layer(weight, bias, left, right, s_left[:, None] * s_right,
                  l2[weight] * (1 - share) + (l2[bias] * share if bias is not None else 0.0))

@@ -17,18 +17,21 @@ import torch
 from torch import Tensor
 
 from .curvature import GGN, rule_of_thumb
-from .gradients import Gradients, dense, penalty, rise_slopes, theta
+from .gradients import Gradients, combine, dense, penalty, restored, rise_slopes, theta, together
 from .scores import EFFECT, Scores
 from .task import Split, Task, asked
 
 STABLE = "top 10 kept at ten times the damping"
 
 
-def begin(method, task: Task, curvature=None) -> None:
+def begin(method, task: Task, curvature=None, see=None) -> None:
     """What every `fit` starts with: check the damping and set all of the above but `solver_`.
+
+    The training gradients and the rows of a GGN come from one forward pass.
 
     Args:
         curvature: the class or function that makes it from a task; default: the method's own `curvature` field.
+        see: shown the factors of the curvature's rows, as (rows, vector, blocks).
 
     Raises:
         TypeError, ValueError: damping or curvature make no sense.
@@ -40,9 +43,12 @@ def begin(method, task: Task, curvature=None) -> None:
         raise TypeError(f"curvature must be Hessian, GGN or Fisher itself, got {make!r}")
     method.task_, method.fingerprint_ = task, task.fingerprint()
     method.curvature_ = make(task)
-    method.train_ = Gradients(task, task.train)
-    ones = torch.ones(1, len(task.train), 1).to(theta(task))
-    slope = method.train_.transposed(ones)[:, 0] / len(task.train) + penalty(task) * theta(task)
+    method.train_, slope = Gradients(task, task.train), 0
+    rows = getattr(method.curvature_, "rows", None)
+    parts = [method.train_] if rows is None or not (rows.keeps or see) else [method.train_, rows]
+    for _, (blocks, *_) in together(parts, lambda where, k, i, blocks: see and k and see(where, i, blocks)):
+        slope = combine(blocks, torch.ones_like(next(iter(blocks.values())).squares())[..., None], slope)
+    slope = restored(task, blocks, slope)[:, 0] / len(task.train) + penalty(task) * theta(task)
     method.gradient_norm_ = float(slope.norm())
     method.damping_ = method.damping
     if method.damping is None:

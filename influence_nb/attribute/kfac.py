@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..curvature import GGN, SketchedGGN
+from ..curvature import GGN, LeadingGGN
 from ..gradients import Gradients, rise_slopes, theta
-from ..kronecker import Kronecker
+from ..kronecker import Kronecker, Sums
 from ..removal import STABLE, begin, certified, kept, removal_scores, spread
 from ..scores import Scores
 from ..solve import Refined
@@ -24,8 +24,7 @@ class KFAC:
 
     Args:
         damping: added to the curvature; None for a tenth of the GGN's mean eigenvalue.
-        curvature: what the factors are taken of: SketchedGGN with one backward pass, GGN with c of them and a little
-            less noise, or Fisher.
+        curvature: what the factors are taken of: LeadingGGN with one backward pass, GGN with c of them, or Fisher.
 
     The certificate's residual is |(G + damping) x - v| / |v| with G the curvature itself, not its factors, estimated for
     each test point from `PROBES` random vectors, to about 25 % of itself.
@@ -34,7 +33,7 @@ class KFAC:
     """
 
     damping: float | None = None
-    curvature: Callable = SketchedGGN
+    curvature: Callable = LeadingGGN
 
     def fit(self, task: Task) -> "KFAC":
         """Decompose the factors, and keep the training gradients' own factors."""
@@ -66,7 +65,7 @@ class EKFAC:
     """
 
     damping: float | None = None
-    curvature: Callable = SketchedGGN
+    curvature: Callable = LeadingGGN
     refine: int = 0
 
     def fit(self, task: Task) -> "EKFAC":
@@ -87,11 +86,13 @@ PROBES = 8
 
 def factored(method, task: Task, corrected: bool):
     """The shared `fit`: the factors K, and on random vectors (K^-1 (G + damping) - 1), how far they are from G."""
-    begin(method, task)
-    method.factors_ = method.solver_ = Kronecker(method.curvature_, corrected)
+    sums = Sums(task)
+    begin(method, task, see=sums.see)
+    method.factors_ = method.solver_ = Kronecker(method.curvature_, corrected, sums)
     if refine := getattr(method, "refine", 0):
         method.curvature_ = GGN(task)
         method.solver_ = Refined(method.curvature_, method.factors_, refine)
+        return method
     probes = torch.randn(len(theta(task)), PROBES, generator=torch.Generator().manual_seed(0)).to(theta(task))
     pushed = method.curvature_ @ probes + method.damping_ * probes
     method.error_ = method.factors_.solve(pushed, method.damping_) - probes
@@ -102,8 +103,10 @@ def factored_scores(method, split: Split | None) -> Scores:
     """Scores without forming a gradient, where the layers allow it."""
     task, split = asked(method, split)
     test, few = Gradients(task, split, rise_slopes), spread(len(split))
-    values = method.solver_.products(test, method.train_, method.damping_) / len(task.train)
+    again = Gradients(task, split.take(few), rise_slopes)
+    kron, damping = method.factors_, method.damping_
+    both = kron.products(kron.queries(test, damping) + kron.queries(again, 10 * damping), method.train_)
+    values, damped = both[:len(split)] / len(task.train), both[len(split):]
     error = (test @ method.error_)[0]                                                       # [n_test, PROBES]
     residual = error.square().mean(1).sqrt() / test.squared_norms().sqrt().clamp(min=torch.finfo(error.dtype).tiny)
-    damped = method.solver_.products(Gradients(task, split.take(few), rise_slopes), method.train_, 10 * method.damping_)
     return certified(method, split, values, {"residual": residual.tolist(), STABLE: kept(values[few], damped)})
