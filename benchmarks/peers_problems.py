@@ -7,9 +7,13 @@ from influence_nb import data, models
 
 
 def images(n_train: int, n_test: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """train_x, train_y, test_x, test_y: the first images of mnist-5500's two halves."""
+    """train_x, train_y, test_x, test_y: the first images of mnist-5500's two halves; beyond its 5,500 training images
+    they come again, each time with other noise."""
     train, test = data.load("mnist-5500")
-    return train.x[:n_train].clone(), train.y[:n_train].clone(), test.x[:n_test].clone(), test.y[:n_test].clone()
+    rows = torch.arange(n_train) % len(train)
+    noise = torch.randn(n_train, *train.x.shape[1:], generator=torch.Generator().manual_seed(0))
+    noise[:len(train)] = 0
+    return train.x[rows] + 0.1 * noise, train.y[rows], test.x[:n_test].clone(), test.y[:n_test].clone()
 
 
 def mlp_problem(n_train: int = 5000, n_test: int = 100, epochs: int = 30, l2: float = 1e-3, seed: int = 0):

@@ -4,7 +4,7 @@
 
 Needs an environment of its own with the peers (and this project): pydvl, captum, kronfluence, traker, dattri,
 curvlinops-for-pytorch. One thread. CPU and wall seconds are those of the run alone: imports, data, the model and a
-first run on 64 images stay outside. peak_mb is what the run adds to the largest memory the process had before.
+first run on 64 images stay outside. peak_mb is what the run adds to the memory that the process held before (Linux).
 
 Every run returns scores [n_test, n_train] that are a positive constant per test point times g_test^T (C + damping)^-1
 g_train, with g the gradients of the cross-entropy and C the mean curvature over the training images; no l2 in C or g.
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from own_runs import METHODS as OWN
 from peers_problems import PROBLEMS
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -39,14 +40,23 @@ def loader(x: Tensor, y: Tensor, batch_size: int = BATCH) -> DataLoader:
     return DataLoader(TensorDataset(x, y), batch_size=batch_size)
 
 
+def example_loss(model):
+    """(weights, (x, y) of one example) -> its cross-entropy."""
+    def loss(weights, example):
+        x, y = example
+        return nn.functional.cross_entropy(functional_call(model, weights, (x[None],)), y[None])
+    return loss
+
+
 # captum: one checkpoint with a learning rate of 1
+def load(model, state) -> float:
+    model.load_state_dict(state)
+    return 1.0
+
+
 def captum_tracin(model, train_x, train_y, test_x, test_y, damping) -> Tensor:
     """Gradient products: TracInCP over all layers, sample-wise gradients by hooks."""
     from captum.influence import TracInCP
-
-    def load(model, state):
-        model.load_state_dict(state)
-        return 1.0
 
     tracin = TracInCP(model, TensorDataset(train_x, train_y), [model.state_dict()], load,
                       loss_fn=nn.CrossEntropyLoss(reduction="sum"), batch_size=SMALL, sample_wise_grads_per_batch=True)
@@ -56,10 +66,6 @@ def captum_tracin(model, train_x, train_y, test_x, test_y, damping) -> Tensor:
 def captum_tracin_last_layer(model, train_x, train_y, test_x, test_y, damping) -> Tensor:
     """Gradient products of the last layer only: TracInCPFast, from activations and output gradients."""
     from captum.influence import TracInCPFast
-
-    def load(model, state):
-        model.load_state_dict(state)
-        return 1.0
 
     tracin = TracInCPFast(model, list(model.children())[-1], TensorDataset(train_x, train_y), [model.state_dict()],
                           load, loss_fn=nn.CrossEntropyLoss(reduction="sum"), batch_size=SMALL)
@@ -100,11 +106,7 @@ def kronfluence(model, train_x, train_y, test_x, test_y, damping, strategy) -> T
 def gradients(model, x, y) -> Tensor:
     """Gradients [b, p] of the loss of each example, flattened in the order of model.parameters()."""
     weights = {name: p.detach() for name, p in model.named_parameters()}
-
-    def loss(weights, x, y):
-        return nn.functional.cross_entropy(functional_call(model, weights, (x[None],)), y[None])
-
-    each = vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, y)
+    each = vmap(grad(example_loss(model)), in_dims=(None, (0, 0)))(weights, (x, y))
     return torch.cat([g.flatten(1) for g in each.values()], 1)
 
 
@@ -115,7 +117,7 @@ def products(inverse, model, train_x, train_y, test_x, test_y) -> Tensor:
 
 
 def curvlinops_kfac(model, train_x, train_y, test_x, test_y, damping, corrected=False, fisher="type-2") -> Tensor:
-    """(EK)FACLinearOperator and its inverse in the eigenbasis; C = GGN ("type-2") or sampled Fisher ("mc")."""
+    """(E)KFACLinearOperator and its inverse in the eigenbasis; C = GGN ("type-2") or sampled Fisher ("mc")."""
     from curvlinops import EKFACLinearOperator, KFACInverseLinearOperator, KFACLinearOperator
 
     operator = EKFACLinearOperator if corrected else KFACLinearOperator
@@ -158,56 +160,39 @@ def pydvl_ekfac(model, train_x, train_y, test_x, test_y, damping, corrected) -> 
     return pydvl_products(influence, train_x, train_y, test_x, test_y)
 
 
-def pydvl_cg(model, train_x, train_y, test_x, test_y, damping, rank=0, block=False, empirical=False) -> Tensor:
-    """CgInfluence to a residual of 1e-4, C = Hessian or empirical Fisher; plain, Nystroem-preconditioned or block."""
+def pydvl_cg(model, train_x, train_y, test_x, test_y, damping, rank=0, block=False, empirical=False, steps=100):
+    """CgInfluence, C = Hessian or empirical Fisher. Unless block, float32 never meets its tolerance: `steps` end it."""
     from pydvl.influence.torch import CgInfluence, NystroemPreconditioner
     from pydvl.influence.torch.util import SecondOrderMode
 
     mode = SecondOrderMode.GAUSS_NEWTON if empirical else SecondOrderMode.HESSIAN
-    influence = CgInfluence(model, nn.functional.cross_entropy, regularization=damping, rtol=1e-4, maxiter=500,
+    influence = CgInfluence(model, nn.functional.cross_entropy, regularization=damping, rtol=1e-4, maxiter=steps,
                             preconditioner=NystroemPreconditioner(rank) if rank else None,
                             solve_simultaneously=block, second_order_mode=mode)
     influence = influence.fit(loader(train_x, train_y, SMALL))
     return pydvl_products(influence, train_x, train_y, test_x, test_y)
 
 
-def pydvl_direct(model, train_x, train_y, test_x, test_y, damping) -> Tensor:
-    """DirectInfluence, C = the dense Hessian; small batches, as it differentiates once per weight and image."""
-    from pydvl.influence.torch import DirectInfluence
-
-    influence = DirectInfluence(model, nn.functional.cross_entropy, regularization=damping)
-    influence = influence.fit(loader(train_x, train_y, 10))
-    return pydvl_products(influence, train_x, train_y, test_x, test_y)
-
-
 # dattri: mean loss, regularization and damping are ours; it returns [n_train, n_test]
-def dattri_task(model, margin: bool = False):
-    """An AttributionTask whose loss and target are the cross-entropy, or TRAK's margin log p/(1-p)."""
+def dattri_task(model, loss):
     from dattri.task import AttributionTask
 
+    return AttributionTask(loss_func=loss, model=model, checkpoints=model.state_dict())
+
+
+def dattri_mean_loss(model):
+    """An AttributionTask whose loss is the mean cross-entropy of a batch."""
     def loss(weights, batch):
         x, y = batch
         return nn.functional.cross_entropy(functional_call(model, weights, (x,)), y)
-
-    def log_odds(weights, batch):
-        x, y = batch
-        nats = nn.functional.cross_entropy(functional_call(model, weights, (x[None],)), y[None])
-        return -nats - torch.log(-torch.expm1(-nats))
-
-    return AttributionTask(loss_func=log_odds if margin else loss, model=model, checkpoints=model.state_dict())
+    return dattri_task(model, loss)
 
 
 def dattri_graddot(model, train_x, train_y, test_x, test_y, damping) -> Tensor:
     """Gradient products: TracInAttributor with one weight of 1 and its default random projection switched off."""
     from dattri.algorithm import TracInAttributor
-    from dattri.task import AttributionTask
 
-    def loss(weights, batch):
-        x, y = batch
-        return nn.functional.cross_entropy(functional_call(model, weights, (x[None],)), y[None])
-
-    task = AttributionTask(loss_func=loss, model=model, checkpoints=model.state_dict())
-    tracin = TracInAttributor(task, weight_list=torch.ones(1), normalized_grad=False)
+    tracin = TracInAttributor(dattri_task(model, example_loss(model)), torch.ones(1), normalized_grad=False)
     tracin.projector_kwargs = None
     return tracin.attribute(loader(train_x, train_y), loader(test_x, test_y)).T
 
@@ -216,7 +201,7 @@ def dattri_ekfac(model, train_x, train_y, test_x, test_y, damping) -> Tensor:
     """IFAttributorEKFAC (Linear layers only), C = EK-FAC of the empirical Fisher."""
     from dattri.algorithm.influence_function import IFAttributorEKFAC
 
-    ekfac = IFAttributorEKFAC(dattri_task(model), damping=damping)
+    ekfac = IFAttributorEKFAC(dattri_mean_loss(model), damping=damping)
     ekfac.cache(loader(train_x, train_y))
     with torch.no_grad():
         return ekfac.attribute(loader(train_x, train_y), loader(test_x, test_y)).T
@@ -226,7 +211,7 @@ def dattri_cg(model, train_x, train_y, test_x, test_y, damping, iterations=100) 
     """IFAttributorCG, C = Hessian; one batch of everything, since it sums one inverse per batch and solves for each."""
     from dattri.algorithm.influence_function import IFAttributorCG
 
-    cg = IFAttributorCG(dattri_task(model), max_iter=iterations, regularization=damping)
+    cg = IFAttributorCG(dattri_mean_loss(model), max_iter=iterations, regularization=damping)
     everything = loader(train_x, train_y, len(train_x))
     cg.cache(everything)
     return cg.attribute(everything, loader(test_x, test_y)).T
@@ -237,14 +222,18 @@ def dattri_trak(model, train_x, train_y, test_x, test_y, damping, dimension=2048
     """TRAKAttributor with one model; its features are divided by the square root of p, so is our damping by p."""
     from dattri.algorithm.trak import TRAKAttributor
 
-    task = dattri_task(model, margin=True)
+    loss = example_loss(model)
 
-    def probability(weights, batch):
-        x, y = batch
-        return torch.exp(-nn.functional.cross_entropy(functional_call(model, weights, (x[None],)), y[None]))
+    def probability(weights, example):
+        return torch.exp(-loss(weights, example))
+
+    def margin(weights, example):
+        nats = loss(weights, example)
+        return -nats - torch.log(-torch.expm1(-nats))
 
     p = sum(weight.numel() for weight in model.parameters())
-    trak = TRAKAttributor(task, probability, {"proj_dim": dimension}, regularization=damping * len(train_x) / p)
+    trak = TRAKAttributor(dattri_task(model, margin), probability, {"proj_dim": dimension},
+                          regularization=damping * len(train_x) / p)
     trak.cache(loader(train_x, train_y, 2 * BATCH))
     return trak.attribute(loader(test_x, test_y)).T
 
@@ -271,7 +260,7 @@ def traker_trak(model, train_x, train_y, test_x, test_y, damping, dimension=2048
 
 
 # method -> (peer on PyPI, function, settings, test points or None for all)
-METHODS = {
+METHODS = OWN | {
     "captum_tracin": ("captum", captum_tracin, {}, None),
     "captum_tracin_last_layer": ("captum", captum_tracin_last_layer, {}, None),
     "kronfluence_identity": ("kronfluence", kronfluence, {"strategy": "identity"}, None),
@@ -289,7 +278,6 @@ METHODS = {
     "pydvl_cg_nystroem": ("pydvl", pydvl_cg, {"rank": 60}, 1),
     "pydvl_cg_block": ("pydvl", pydvl_cg, {"block": True}, 10),
     "pydvl_cg_empirical": ("pydvl", pydvl_cg, {"empirical": True}, 1),
-    "pydvl_direct": ("pydvl", pydvl_direct, {}, None),
     "dattri_graddot": ("dattri", dattri_graddot, {}, None),
     "dattri_ekfac": ("dattri", dattri_ekfac, {}, None),
     "dattri_cg": ("dattri", dattri_cg, {}, 1),
@@ -299,18 +287,24 @@ METHODS = {
 
 
 def peak() -> float:
-    """The largest memory that the process has had, in MB."""
+    """The largest memory that the process has held, in MB: ever, or since `forget_peak`."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(problem: str, method: str, damping: float) -> tuple[dict, Tensor]:
+def forget_peak():
+    """Let the peak start again from what the process holds now, as training and the first run had theirs."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure(problem: str, method: str, damping: float, **sizes) -> tuple[dict, Tensor]:
     """One run of a method after a small one: what it cost, and the scores [n_test, n_train]."""
-    peer, run, settings, n_test = METHODS[method]
-    model, train_x, train_y, test_x, test_y = PROBLEMS[problem]()
-    test_x, test_y = test_x[:n_test], test_y[:n_test]
+    peer, run, settings, most = METHODS[method]
+    model, train_x, train_y, test_x, test_y = PROBLEMS[problem](**sizes)
+    test_x, test_y = test_x[:most], test_y[:most]
     run(copy.deepcopy(model), train_x[:WARM_UP], train_y[:WARM_UP], test_x[:2], test_y[:2], damping, **settings)
-    model, before = copy.deepcopy(model), peak()
     torch.manual_seed(0)
+    forget_peak()
+    before = peak()
     wall, cpu = time.perf_counter(), time.process_time()
     scores = run(model, train_x, train_y, test_x, test_y, damping, **settings).detach()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
@@ -324,10 +318,13 @@ def main():
     arguments.add_argument("--method", choices=METHODS, required=True)
     arguments.add_argument("--damping", type=float, default=1e-2)
     arguments.add_argument("--out", type=Path)
+    for size in ("n_train", "n_test"):
+        arguments.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
     asked = arguments.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    result, scores = measure(asked.problem, asked.method, asked.damping)
+    sizes = {name: value for name, value in vars(asked).items() if name in ("n_train", "n_test")}
+    result, scores = measure(asked.problem, asked.method, asked.damping, **sizes)
     if asked.out:
         np.savez(asked.out, scores=scores.numpy())
     print(json.dumps(result))

@@ -11,6 +11,7 @@ that is linear in its parameters. Source: Schraudolph (2002); Martens (2020), se
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Hessian:
 
     task: Task
     w: Tensor | None = None
-    batch_size: int = 500
+    batch_size: int = 200
 
     def __matmul__(self, V: Tensor) -> Tensor:
         columns, w = V.reshape(len(V), -1), weights(self.task, self.w)
@@ -68,16 +69,19 @@ def output_hessians(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def output_factors(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
-    """Square roots of the output Hessians, [c, b, ...]: L_i = sum_k f_k f_k^T over the first axis.
+    """Square roots of the output Hessians, [m, b, ...]: L_i = sum_k f_k f_k^T over the first axis.
 
-    For cross-entropy, L = diag(q) - q q^T with q the predicted chances, and f_k = sqrt(q_k) (e_k - q).
+    m = c, and c - 1 for cross-entropy: with s = sqrt(q) of the predicted chances, L = diag(s) (I - s s^T) diag(s), and
+    the bracket projects onto the columns but the first of the reflection that takes s to -e_1.
 
     Raises:
         ValueError: the loss is not convex in the outputs, so that there is no such root.
     """
     if task.loss is cross_entropy:
-        q = outputs.softmax(-1)                                                                     # [b, c]
-        return q.T.sqrt()[:, :, None] * (torch.eye(q.shape[1]).to(q)[:, None] - q)
+        s, one = outputs.softmax(-1).sqrt(), torch.eye(outputs.shape[-1]).to(outputs)               # [b, c], [c, c]
+        u = s + one[0]
+        reflected = one[1:, None] - u.T[1:, :, None] * (2 / u.square().sum(1))[:, None] * u         # [c - 1, b, c]
+        return s * reflected
     values, vectors = torch.linalg.eigh(output_hessians(task, outputs, y))                          # [b, c], [b, c, c]
     if values.min() < -1e-5 * max(1e-30, float(values.abs().max())):
         raise ValueError(f"the GGN needs a loss that is convex in the outputs, got an output Hessian with eigenvalue "
@@ -119,8 +123,8 @@ class GGN:
         G, w = torch.diag(penalty(self.task)), weights(self.task, self.w)
         for where, blocks in self.rows:
             rows = dense(self.task, blocks)                                                        # [m, b, p]
-            G = torch.addmm(G, (w[where, None] * rows).flatten(0, 1).T, rows.flatten(0, 1), alpha=1 / len(w))
-        return (G + G.T) / 2
+            add_upper(G, (w[where, None] * rows).flatten(0, 1).T / len(w), rows.flatten(0, 1))
+        return G.triu() + G.triu(1).T
 
     def trace(self) -> float:
         """The sum of the eigenvalues."""
@@ -146,6 +150,13 @@ def Fisher(task: Task, w: Tensor | None = None, batch_size: int | None = None, s
         raise ValueError(f"Fisher draws labels from a softmax and needs cross_entropy, got {name_of(task.loss)}: "
                          "use GGN")
     return GGN(task, w, batch_size, sampled_slopes, "Fisher")
+
+
+def add_upper(G: Tensor, left: Tensor, right: Tensor, blocks: int = 8) -> None:
+    """Add left @ right, known to be symmetric, to G [p, p] in place: the blocks on and above the diagonal only."""
+    edges = torch.linspace(0, len(G), blocks + 1).long().tolist()
+    for start, end in pairwise(edges):
+        G[start:end, start:] += left[start:end] @ right[:, start:]
 
 
 def LeadingGGN(task: Task, w: Tensor | None = None, batch_size: int | None = None, rank: int = 1) -> GGN:

@@ -11,8 +11,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .layers import KNOWN, Hooks, Rows, known
+from .layers import KNOWN, Hooks, Rows, compact, joined, known, numbers, stacked
 from .task import Split, Task, as_found
 
 
@@ -100,7 +101,7 @@ class Gradients:
         self.layers, self.trusted, passing = plan(task, split.x[:3])
         probe = together([self], rows=[slice(0, 3)])
         size = theta(task).element_size() / min(3, len(split))
-        kept = size * sum(block.numbers() for _, (blocks,) in probe for block in blocks.values())  # bytes of an example
+        kept = size * sum(numbers(block) for _, (blocks,) in probe for block in blocks.values())  # bytes of an example
         self.batch_size = batch_size or int(min(1000, max(1, block // (kept + size * passing))))
         self.keeps = kept * len(split) <= keep
 
@@ -248,8 +249,8 @@ def pull(task: Task, x: Tensor, cotangents: Callable, layers: dict, trusted: set
             if see is not None:
                 see(k, i, blocks)
             for name, block in blocks.items():
-                found.setdefault(name, []).append(block.compact(len(vectors)))
-        blocks = {name: first.stacked(others) for name, (first, *others) in found.items()}
+                found.setdefault(name, []).append(compact(block, len(vectors)))
+        blocks = {name: stacked(several) for name, several in found.items()}
         if trusted is not None and (strayed := trusted - blocks.keys()):
             raise ValueError(f"the layer of {min(strayed)} must take every batch whole, as it took the first three "
                              "examples, but this one it took in part: class Own(nn.Linear): pass, or the like, is a "
@@ -286,7 +287,7 @@ def gathered(task: Task, layers: dict, uses: list, inputs: list, back) -> dict:
             name = names.get(id(getattr(module, own)))
             if name is not None:
                 blocks.setdefault(name, []).append(block)
-    return {name: first.joined(others) if others else first for name, (first, *others) in blocks.items()}
+    return {name: joined(several) for name, several in blocks.items()}
 
 
 def trusted_layers(task: Task, x: Tensor) -> tuple[dict, set, int]:
@@ -343,7 +344,8 @@ def one_by_one(task: Task, x: Tensor, vectors: Tensor, names: list) -> dict:
 
     size = max(1, 2**24 // sum(v.numel() for v in values.values()))
     try:
-        found = [vmap(one, chunk_size=size)(x, v) for v in vectors]
+        with sdpa_kernel(SDPBackend.MATH):  # the attention that vmap can batch
+            found = [vmap(one, chunk_size=size)(x, v) for v in vectors]
     except RuntimeError:  # an operation without a batching rule, such as a fused LSTM
         return {name: Rows(rows) for name, rows in loop(task, x, vectors, names).items()}
     return {name: Rows(torch.stack([f[name].flatten(1) for f in found])) for name in names}

@@ -150,7 +150,8 @@ class Kronecker:
         """v_i^T (G + damping I)^-1 g_j for every test point asked for and every training example, [n_test, n_train]."""
         columns = []
         for _, known in train:
-            turned = {layer: layer.factors(known[layer.weight]) for layer in set().union(*(inside for inside, _ in queries))}
+            needed = set().union(*(inside for inside, _ in queries))
+            turned = {layer: layer.factors(known[layer.weight]) for layer in needed}
             columns.append(torch.cat([answer(query, known, turned) for query in queries]))
         return torch.cat(columns, 1)
 
@@ -247,6 +248,8 @@ def decomposed(weight: str, bias: str | None, A: Tensor, S: Tensor, l2: dict) ->
     """A layer with K-FAC's spectrum from its two moments."""
     s_left, left = eigen(S)
     s_right, right = eigen(A if bias is not None else A[:-1, :-1])
+    if bias is not None and (null := s_right == 0).any():  # one of the null directions has all of the bias's share
+        right[:, null] = right[:, null] @ torch.linalg.qr(right[-1:, null].T, mode="complete").Q
     share = right[-1].square() if bias is not None else torch.zeros_like(s_right)  # of the bias in each direction
     return Layer(weight, bias, left, right, s_left[:, None] * s_right,
                  l2[weight] * (1 - share) + (l2[bias] * share if bias is not None else 0.0))

@@ -10,10 +10,10 @@ for convolutions, Rochette et al. (2019).
 
 A block holds the gradients of one parameter for m vectors pulled back from the outputs of b examples: `Outer` as a and
 g, `Tokens` as indices into an embedding and g, `Rows` as they are. All have `rows`, `times`, `combine`, `dot`
-and `squares`.
+and `squares`, explained at `Rows`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 
@@ -24,13 +24,13 @@ from torch.nn import functional as F
 
 @dataclass(eq=False)
 class Rows:
-    """Gradients as they are: values [m, b, p]."""
+    """Gradients as they are: g [m, b, p]."""
 
-    values: Tensor
+    g: Tensor
 
     def rows(self) -> Tensor:
         """The gradients [m, b, p]."""
-        return self.values
+        return self.g
 
     def arrange(self, V: Tensor) -> Tensor:
         """V [p, k] laid out for `times`; `restore` undoes it."""
@@ -42,35 +42,19 @@ class Rows:
 
     def times(self, V: Tensor) -> Tensor:
         """Products with the columns of an arranged V [p, k]: [m, b, k]."""
-        return self.values @ V
+        return self.g @ V
 
     def combine(self, U: Tensor) -> Tensor:
         """The sum with weights U [m, b, k], [p, k] as `arrange` lays it out."""
-        return self.values.flatten(0, 1).T @ U.flatten(0, 1)
+        return self.g.flatten(0, 1).T @ U.flatten(0, 1)
 
     def dot(self, other) -> Tensor:
         """Products of the first gradients of two blocks, [b, b']."""
-        return self.values[0] @ other.rows()[0].T
+        return self.rows()[0] @ other.rows()[0].T
 
     def squares(self) -> Tensor:
         """The squared length of every gradient, [m, b]."""
-        return self.values.square().sum(2)
-
-    def joined(self, others: list) -> "Rows":
-        """The gradients of one example summed over blocks: a layer that is used more than once."""
-        return Rows(sum((block.rows() for block in others), self.values))
-
-    def stacked(self, others: list) -> "Rows":
-        """The blocks of several vectors m as one."""
-        return Rows(torch.cat([self.values, *(block.values for block in others)])) if others else self
-
-    def compact(self, m: int) -> "Rows":
-        """The smaller way to keep m vectors."""
-        return self
-
-    def numbers(self) -> int:
-        """How many numbers are kept."""
-        return self.values.numel()
+        return self.g.square().sum(2)
 
 
 @dataclass(eq=False)
@@ -81,7 +65,7 @@ class Outer:
     g: Tensor
 
     def rows(self) -> Tensor:
-        return torch.stack([g.transpose(1, 2) @ self.a for g in self.g]).flatten(2)
+        return torch.stack([g.mT @ self.a for g in self.g]).flatten(2)
 
     def arrange(self, V: Tensor) -> Tensor:
         return V.reshape(self.g.shape[-1], self.a.shape[-1], -1).transpose(0, 1).flatten(1)     # [i, o k]
@@ -92,24 +76,21 @@ class Outer:
     def times(self, V: Tensor) -> Tensor:
         (b, T, i), o = self.a.shape, self.g.shape[-1]
         moved = (self.a.reshape(b * T, i) @ V).view(b, T * o, -1)                           # [b, T o, k]
-        return (self.across() @ moved).transpose(0, 1)
+        return (across(self.g) @ moved).transpose(0, 1)
 
     def combine(self, U: Tensor) -> Tensor:
         b, T, i = self.a.shape
-        pulled = self.across().transpose(1, 2) @ U.transpose(0, 1)                          # [b, T o, k]
+        pulled = across(self.g).mT @ U.transpose(0, 1)                                      # [b, T o, k]
         return self.a.reshape(b * T, i).T @ pulled.reshape(b * T, -1)                       # [i, o k]
-
-    def across(self) -> Tensor:
-        return self.g.transpose(0, 1).flatten(2)                                            # [b, m, T o]
 
     def dot(self, other) -> Tensor:
         if type(other) is not Outer:
-            return self.rows()[0] @ other.rows()[0].T
+            return Rows.dot(self, other)
         (b, T, i), o, (b2, T2) = self.a.shape, self.g.shape[-1], other.a.shape[:2]
         if T == T2 == 1:
             return (self.a[:, 0] @ other.a[:, 0].T) * (self.g[0, :, 0] @ other.g[0, :, 0].T)
         if b * b2 * T * T2 * (o + i) > (b * T + b2 * T2 + b * b2) * o * i:
-            return self.rows()[0] @ other.rows()[0].T
+            return Rows.dot(self, other)
         return by_places(self.a, self.g[0], other.a, other.g[0], torch.matmul)
 
     def squares(self) -> Tensor:
@@ -117,77 +98,71 @@ class Outer:
             return self.a.square().sum((1, 2)) * self.g.square().sum((2, 3))
         return torch.stack([((self.a @ self.a.mT) * (g @ g.mT)).sum((1, 2)) for g in self.g])
 
-    def joined(self, others: list):
-        if any(type(block) is not Outer for block in others):
-            return Rows(self.rows()).joined(others)
-        blocks = [self, *others]
-        return Outer(torch.cat([block.a for block in blocks], 1), torch.cat([block.g for block in blocks], 2))
-
-    def stacked(self, others: list) -> "Outer":
-        return Outer(self.a, torch.cat([self.g, *(block.g for block in others)])) if others else self
-
-    def compact(self, m: int):
-        (_, T, i), o = self.a.shape, self.g.shape[-1]
-        return self if T * (i + m * o) <= m * o * i else Rows(self.rows())
-
-    def numbers(self) -> int:
-        return self.a.numel() + self.g.numel()
-
 
 @dataclass(eq=False)
 class Tokens:
-    """sum_t onehot(index_t) g_t^T: index [b, T] into a table of `size` rows and g [m, b, T, d]."""
+    """sum_t onehot(a_t) g_t^T: a [b, T], rows of a table that has `size` of them, and g [m, b, T, d]."""
 
-    index: Tensor
+    a: Tensor
     g: Tensor
     size: int
-
-    def arrange(self, V: Tensor) -> Tensor:
-        return V
-
-    def restore(self, V: Tensor) -> Tensor:
-        return V
+    arrange, restore = Rows.arrange, Rows.restore
 
     def rows(self) -> Tensor:
         m, b, _, d = self.g.shape
-        places = self.index[None, :, :, None].expand_as(self.g)
+        places = self.a[None, :, :, None].expand_as(self.g)
         return self.g.new_zeros(m, b, self.size, d).scatter_add(2, places, self.g).flatten(2)
 
     def times(self, V: Tensor) -> Tensor:
-        found = V.view(self.size, self.g.shape[-1], -1)[self.index]    # [b, T, d, k]
-        return (self.g.transpose(0, 1).flatten(2) @ found.flatten(1, 2)).transpose(0, 1)
+        found = V.view(self.size, self.g.shape[-1], -1)[self.a]                             # [b, T, d, k]
+        return (across(self.g) @ found.flatten(1, 2)).transpose(0, 1)
 
     def combine(self, U: Tensor) -> Tensor:
-        b, T = self.index.shape
-        pulled = self.g.transpose(0, 1).flatten(2).transpose(1, 2) @ U.transpose(0, 1)      # [b, T d, k]
-        total = pulled.new_zeros(self.size, self.g.shape[-1], U.shape[-1])
-        return total.index_add(0, self.index.reshape(-1), pulled.view(b * T, *total.shape[1:])).flatten(0, 1)
+        pulled = (across(self.g).mT @ U.transpose(0, 1)).unflatten(1, (-1, self.g.shape[-1]))  # [b, T, d, k]
+        total = pulled.new_zeros(self.size, *pulled.shape[2:])
+        return total.index_add(0, self.a.flatten(), pulled.flatten(0, 1)).flatten(0, 1)
 
     def dot(self, other) -> Tensor:
         if type(other) is not Tokens:
-            return self.rows()[0] @ other.rows()[0].T
-        return by_places(self.index, self.g[0], other.index, other.g[0],
-                         lambda s, t: (s[:, None] == t[None]).to(self.g))
+            return Rows.dot(self, other)
+        return by_places(self.a, self.g[0], other.a, other.g[0], lambda s, t: (s[:, None] == t[None]).to(self.g))
 
     def squares(self) -> Tensor:
-        same = (self.index[:, :, None] == self.index[:, None]).to(self.g)                   # [b, T, T]
+        same = (self.a[:, :, None] == self.a[:, None]).to(self.g)                           # [b, T, T]
         return torch.stack([(same * (g @ g.mT)).sum((1, 2)) for g in self.g])
 
-    def joined(self, others: list):
-        if any(type(block) is not Tokens for block in others):
-            return Rows(self.rows()).joined(others)
-        blocks = [self, *others]
-        return Tokens(torch.cat([block.index for block in blocks], 1), torch.cat([block.g for block in blocks], 2),
-                      self.size)
 
-    def stacked(self, others: list) -> "Tokens":
-        return Tokens(self.index, torch.cat([self.g, *(block.g for block in others)]), self.size) if others else self
+def across(g: Tensor) -> Tensor:
+    """g [m, b, T, o] example by example: [b, m, T o]."""
+    return g.transpose(0, 1).flatten(2)
 
-    def compact(self, m: int):
-        return self
 
-    def numbers(self) -> int:
-        return self.index.numel() + self.g.numel()
+def joined(blocks: list):
+    """The gradients of one example summed over blocks: a layer that is used more than once."""
+    first, kinds = blocks[0], {type(block) for block in blocks}
+    if len(blocks) == 1:
+        return first
+    if kinds & {Rows} or len(kinds) > 1:
+        return Rows(sum(block.rows() for block in blocks))
+    return replace(first, a=torch.cat([block.a for block in blocks], 1), g=torch.cat([block.g for block in blocks], 2))
+
+
+def stacked(blocks: list):
+    """The blocks of several vectors m as one."""
+    return replace(blocks[0], g=torch.cat([block.g for block in blocks])) if len(blocks) > 1 else blocks[0]
+
+
+def compact(block, m: int):
+    """A block of one vector in the smaller of the ways to keep m of them."""
+    if type(block) is Rows:
+        return block
+    dense = block.g[0, :, 0].numel() * (block.a.shape[-1] if type(block) is Outer else block.size)
+    return block if block.a.numel() + m * block.g.numel() <= m * dense else Rows(block.rows())
+
+
+def numbers(block) -> int:
+    """How many numbers a block keeps."""
+    return sum(v.numel() for v in vars(block).values() if isinstance(v, Tensor))
 
 
 def by_places(a, g, a2, g2, match, most: int = 2**24) -> Tensor:
@@ -260,11 +235,10 @@ def normalised(module, a: Tensor) -> Tensor:
 
 
 def norm_blocks(module, a: Tensor, g: Tensor) -> dict:
-    m, b, shape = len(g), len(a), module.weight.shape
-    if isinstance(module, nn.LayerNorm):                    # the weight lies along the last axes
-        values = {"weight": g * a, "bias": g}
-        return {name: Rows(v.reshape(m, b, -1, shape.numel()).sum(2)) for name, v in values.items()}
-    return {name: Rows(v.reshape(m, b, shape.numel(), -1).sum(3)) for name, v in {"weight": g * a, "bias": g}.items()}
+    m, b, width = len(g), len(a), module.weight.numel()
+    last = isinstance(module, nn.LayerNorm)                 # whether the weight lies along the last axes
+    shape, places = ((m, b, -1, width), 2) if last else ((m, b, width, -1), 3)
+    return {name: Rows(v.reshape(shape).sum(places)) for name, v in (("weight", g * a), ("bias", g))}
 
 
 CONV = (patches, conv_blocks)
@@ -283,7 +257,8 @@ def known(model: nn.Module) -> dict[str, nn.Module]:
 
 
 class Hooks:
-    """Within `with Hooks(layers) as calls`, every call of a layer is kept: calls[name] = [(input, its version, output), ...]."""
+    """Within `with Hooks(layers) as calls`, the calls of each layer are kept: calls[name] = [(input, its version,
+    output), ...]."""
 
     def __init__(self, layers: dict[str, nn.Module]):
         self.layers = layers

@@ -21,8 +21,6 @@ from .gradients import Gradients, combine, dense, penalty, restored, rise_slopes
 from .scores import EFFECT, Scores
 from .task import Split, Task, asked
 
-STABLE = "top 10 kept at ten times the damping"
-
 
 def begin(method, task: Task, curvature=None, see=None) -> None:
     """What every `fit` starts with: check the damping and set all of the above but `solver_`.
@@ -64,18 +62,19 @@ def removal_scores(method, split: Split | None) -> Scores:
     error = method.curvature_ @ X + method.damping_ * X - V
     residual = error.norm(dim=0) / V.norm(dim=0).clamp(min=torch.finfo(V.dtype).tiny)
     values = (method.train_ @ X)[0].T / len(task.train)
-    few = spread(len(split))
-    damped = (method.train_ @ method.solver_.solve(V[:, few], 10 * method.damping_))[0].T
-    return certified(method, split, values, {"residual": residual.tolist(), STABLE: kept(values[few], damped)})
+    few, more = spread(len(split)), ten_times(method)
+    damped = (method.train_ @ method.solver_.solve(V[:, few], more))[0].T
+    return certified(method, split, values, residual, kept(values[few], damped))
 
 
-def certified(method, split: Split, values: Tensor, certificate: dict) -> Scores:
+def certified(method, split: Split, values: Tensor, residual: Tensor, share: float) -> Scores:
     """Removal effects as Scores, with what they rest on."""
-    task = method.task_
+    task, times = method.task_, "damping" if method.damping_ else "l2"
     unit = EFFECT if task.measure is None else f"{task.measure.__name__} per removed example"
     facts = method.solver_.facts(method.damping_)
     return Scores(values, repr_of(method), method.fingerprint_, split.ids, task.train.ids, unit,
-                  {"gradient norm": method.gradient_norm_, "damping": method.damping_, **certificate, **facts},
+                  {"gradient norm": method.gradient_norm_, "damping": method.damping_, "residual": residual.tolist(),
+                   f"top 10 kept at ten times the {times}": share, **facts},
                   {"curvature": getattr(method.curvature_, "name", type(method.curvature_).__name__)})
 
 
@@ -87,6 +86,11 @@ def self_influence(method) -> Tensor:
         G = dense(task, blocks)[0].T                                                        # [p, b]
         found.append((G * method.solver_.solve(G, method.damping_)).sum(0))
     return torch.cat(found) / len(task.train)
+
+
+def ten_times(method) -> float:
+    """Ten times the damping in force; without any, the damping that makes ten times the l2."""
+    return 10 * method.damping_ or 9 * method.task_.l2
 
 
 def spread(n: int, most: int = 10) -> Tensor:

@@ -1,6 +1,7 @@
 """Solvers for (C + damping I) X = B, with C a symmetric matrix that is dense or known by its products C @ V.
 
-Each has `solve(B [p, m], damping) -> X [p, m]` and `facts(damping)`, what a certificate should say of the solve.
+Each has `solve(B [p, m], damping) -> X [p, m]` and `facts(damping)`, what a certificate should say of the solve. Those
+that know C only in part, by its largest eigenvectors or by a low-rank sketch, are in `sketch`.
 """
 
 from collections.abc import Callable
@@ -168,3 +169,75 @@ class ConjugateGradients:
     def facts(self, damping: float) -> dict:
         """Of the last solve at this damping."""
         return self.found.get(damping, {})
+
+
+def signs(pairs: Eigen, damping: float) -> dict:
+    """What Ritz values tell of definiteness; they lie between the smallest and the largest eigenvalue."""
+    found = pairs.facts(damping)
+    return {"smallest Ritz value": found["smallest eigenvalue"], "indefinite": found["indefinite"]}
+
+
+MARGIN = 1.1  # the series is scaled with this times the largest Ritz value, which may lie below the largest eigenvalue
+GROWTH = 4    # of the residual over its least so far, at which the series counts as diverging
+
+
+@dataclass(eq=False)
+class Neumann:
+    """The series (C + damping)^-1 = (1/s) sum_t (1 - (C + damping)/s)^t, each factor with a random part C_k of C.
+
+    One step is X <- X + (R - (C_k + damping) X) / s. It converges where no eigenvalue is negative and s is above the
+    largest.
+
+    Args:
+        matrix: C; its true residual starts every pass.
+        parts: matrices C_k of disjoint batches, or [C] for steps without noise.
+        sizes: Tensor [K] of examples in each; parts are drawn in proportion, so that their mean is C.
+        pairs: a few Ritz pairs of C.
+        scale: s, before damping.
+    """
+
+    matrix: object
+    parts: list
+    sizes: Tensor
+    pairs: Eigen
+    scale: float
+    tol: float
+    passes: int
+    seed: int = 0
+    found: dict = field(default_factory=dict)
+
+    def solve(self, B: Tensor, damping: float = 0.0) -> Tensor:
+        """X [p, m], every pass over the parts begun anew from the residual that the passes before it left.
+
+        Raises:
+            ValueError: C + damping has a negative eigenvalue, or the residual grows.
+        """
+        if (smallest := signs(self.pairs, damping))["indefinite"]:
+            raise ValueError(f"the Neumann series diverges where an eigenvalue is negative, got "
+                             f"{smallest['smallest Ritz value']:.3g}: more damping, or curvature=GGN")
+        random, X, least = torch.Generator().manual_seed(self.seed), torch.zeros_like(B), float("inf")
+        size = B.norm(dim=0).clamp(min=torch.finfo(B.dtype).tiny)
+        for n in range(self.passes + 1):
+            R = B - self.matrix @ X - damping * X if n else B
+            residual = float((R.norm(dim=0) / size).max())
+            if residual <= self.tol or n == self.passes:
+                break
+            if not residual <= GROWTH * least:
+                raise ValueError(f"the Neumann series diverges: by pass {n} its residual grew from {least:.2g} "
+                                 f"to {residual:.2g}, with scale {self.scale:.3g}: scale=None, or more damping")
+            least = min(least, residual)
+            X = X + self.swept(R, damping, random)
+        self.found[damping] = {"curvature products": n * min(2, len(self.parts))}
+        return X
+
+    def swept(self, R: Tensor, damping: float, random: torch.Generator) -> Tensor:
+        """As many terms of the series for R as there are parts; the first takes no product."""
+        s = self.scale + damping
+        X = R / s
+        for k in torch.multinomial(self.sizes, len(self.parts), replacement=True, generator=random)[1:].tolist():
+            X = X + (R - self.parts[k] @ X - damping * X) / s
+        return X
+
+    def facts(self, damping: float) -> dict:
+        """Of the last solve at this damping; a pass counts two products: of the parts, and for the residual."""
+        return {**self.found.get(damping, {}), "scale": self.scale, **signs(self.pairs, damping)}

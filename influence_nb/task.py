@@ -137,7 +137,7 @@ class Split:
         return Split(self.x[rows], self.y[rows], self.classes, text, self.ids[rows])
 
     def to(self, *args, **kwargs) -> "Split":
-        """The same split on another device or in another floating type; labels of classes and tokens stay whole numbers."""
+        """The same split on another device or in another floating type; class numbers and tokens stay whole."""
         device = self.x.to(*args, **kwargs).device
         x, y = (v.to(*args, **kwargs) if v.is_floating_point() else v.to(device) for v in (self.x, self.y))
         return replace(self, x=x, y=y)

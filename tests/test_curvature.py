@@ -4,7 +4,9 @@ import torch
 from problems import Shared, conv_net, digits_task, normed
 from torch import nn
 
-from influence_nb import GGN, Hessian, Split, Task, gradients, models
+from influence_nb import GGN, EmpiricalFisher, Fisher, Hessian, Split, Task, gradients, models
+from influence_nb.curvature import LeadingGGN, output_hessians
+from influence_nb.gradients import loss_slopes
 
 NETS = {"logistic": lambda: models.logistic(9, 4), "mlp": lambda: models.mlp([9, 5, 4]), "conv": conv_net,
         "shared": Shared}
@@ -30,6 +32,41 @@ def test_curvature_equals_curvlinops(net, ours, theirs):
     V = torch.randn(len(dense), 3, dtype=torch.float64)
     assert (ours(task, batch_size=4) @ V - expected @ V).norm() <= 1e-10 * (expected @ V).norm()
     assert torch.allclose(ours(task) @ V[:, 0], expected @ V[:, 0])
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_empirical_fisher_equals_curvlinops(net):
+    task = digits_task(n=11, l2=0.1, model=NETS[net](), trained=False)
+    expected = oracle(curvlinops.EFLinearOperator, task)
+    assert (EmpiricalFisher(task, batch_size=4).dense() - expected).norm() <= 1e-10 * expected.norm()
+    assert (GGN(task).dense() - expected).norm() > 0.1 * expected.norm()  # no curvature
+
+
+def test_the_fisher_is_the_ggn_in_expectation():
+    """Over all labels with the model's chances exactly; over n_s drawn ones to their noise, which falls as 1/sqrt(n_s).
+    """
+    task = digits_task(n=11, l2=0.1, model=conv_net(), trained=False)
+    G = GGN(task).dense()
+
+    def every_label(task, outputs, y):
+        slopes = torch.stack([loss_slopes(task, outputs, torch.full_like(y, k))[0] for k in range(4)])
+        return slopes * outputs.softmax(1).T[..., None].sqrt()
+
+    assert (GGN(task, vectors=every_label).dense() - G).norm() <= 1e-12 * G.norm()
+    few, many = ((Fisher(task, samples=n).dense() - G).norm() / G.norm() for n in (4, 1600))
+    assert 0.002 < many < 0.05 and 10 < few / many < 40  # sqrt(400) = 20
+    assert torch.equal(Fisher(task, samples=2, seed=1).dense(), Fisher(task, samples=2, seed=1).dense())
+
+
+def test_the_leading_ggn_keeps_the_trace_and_is_the_ggn_at_full_rank():
+    task = digits_task(n=11, l2=0.1, model=models.mlp([9, 5, 4]), trained=False)
+    G, cut = GGN(task), LeadingGGN(task)
+    assert (LeadingGGN(task, rank=4).dense() - G.dense()).norm() <= 1e-12 * G.dense().norm()
+    L = output_hessians(task, task.outputs(task.train), task.train.y)
+    F = cut.vectors(task, task.outputs(task.train), task.train.y)
+    assert torch.allclose(F.square().sum((0, 2)), L.diagonal(dim1=1, dim2=2).sum(1), atol=1e-14)
+    difference = (cut.dense() - G.dense()).norm() / G.dense().norm()
+    assert 0.5 < difference < 1  # an untrained network doubts between all classes: one vector does not hold that
 
 
 def test_hessian_of_a_network_with_norms_equals_autograd():

@@ -29,22 +29,6 @@ def test_example_gradients_equal_autograd_one_by_one(net):
     assert torch.allclose(got, one_by_one(task, task.train), atol=1e-12)
 
 
-def test_hooks_are_trusted_where_they_should_be():
-    trusted = {}
-    for name, make in NETS.items():
-        task = digits_task(n=5, model=make(), trained=False)
-        trusted[name] = gradients.Gradients(task, task.train).trusted == set(gradients.parameters(task))
-    assert trusted == {name: name != "tied" for name in NETS}
-
-
-def test_frozen_parameters_have_no_gradient():
-    task = digits_task(n=6, model=models.mlp([9, 5, 4]), trained=False)
-    task.model.linear1.weight.requires_grad_(False)
-    got = gradients.example_gradients(task, task.train)
-    assert got.shape == (6, 5 + 20 + 4)
-    assert torch.allclose(got, one_by_one(task, task.train), atol=1e-12)
-
-
 @settings(max_examples=15, deadline=None)
 @given(batch_size=st.integers(1, 13), seed=st.integers(0, 3))
 def test_batch_size_does_not_matter(batch_size, seed):

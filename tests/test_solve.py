@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from influence_nb import solve
+from influence_nb import sketch, solve
 
 
 def matrix(eigenvalues, seed=0):
@@ -67,3 +67,46 @@ def test_one_column_that_is_done_does_not_stop_the_others():
     B = torch.stack([Q[:, 0], torch.ones(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)], dim=1)
     X = solve.cg(A.__matmul__, B, tol=1e-10).X
     assert torch.allclose(X, torch.linalg.solve(A, B), atol=1e-9) and (X[:, 2] == 0).all()
+
+
+def neumann(A, parts=None, scale=10.0, tol=1e-8, passes=2000):
+    parts = parts or [A]
+    pairs = sketch.ritz(A.__matmul__, torch.zeros(len(A), dtype=torch.float64), 20)
+    return solve.Neumann(A, parts, torch.ones(len(parts)), pairs, scale, tol, passes)
+
+
+def test_a_neumann_series_converges_to_its_residual():
+    A, _ = matrix([0.3, 0.5, 1.0, 2.0, 7.0, 9.0])
+    B = torch.randn(6, 4, dtype=torch.float64)
+    solver = neumann(A)
+    X = solver.solve(B, 0.2)
+    residual = (A @ X + 0.2 * X - B).norm(dim=0) / B.norm(dim=0)
+    assert 1e-9 < residual.max() <= 1e-8
+    assert 0 < solver.facts(0.2)["curvature products"] < 20 * 10 / 0.5  # log(1e8) x condition
+
+
+def test_a_neumann_series_over_parts_loses_their_noise():
+    random = torch.Generator().manual_seed(0)
+    J = torch.randn(5, 8, 6, generator=random, dtype=torch.float64)
+    parts = [rows.T @ rows / 8 for rows in J]
+    A, B = sum(parts) / 5, torch.randn(6, 3, generator=random, dtype=torch.float64)
+    solver = neumann(A, parts, scale=max(float(torch.linalg.eigvalsh(part)[-1]) for part in parts))
+    assert torch.allclose(solver.solve(B, 0.1), torch.linalg.solve(A + 0.1 * torch.eye(6), B), atol=1e-6)
+    assert torch.equal(solver.solve(B, 0.1), solver.solve(B, 0.1))
+
+
+def test_a_neumann_series_stopped_early_has_the_terms_that_it_says():
+    A, _ = matrix([1.0, 4.0])
+    B = torch.ones(2, 1, dtype=torch.float64)
+    solver = neumann(A, passes=3)
+    N = torch.eye(2) - A / 10
+    assert torch.allclose(solver.solve(B), (torch.eye(2) + N + N @ N) @ B / 10)
+    assert solver.facts(0.0)["curvature products"] == 3
+
+
+def test_a_neumann_series_that_diverges_says_why():
+    A, _ = matrix([0.3, 1.0, 9.0])
+    with pytest.raises(ValueError, match=r"diverges: by pass \d its residual grew .* with scale 3: scale=None"):
+        neumann(A, scale=3.0).solve(torch.ones(3, 1, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"eigenvalue is negative, got -0\.5: more damping, or curvature=GGN"):
+        neumann(matrix([-0.5, 1.0, 9.0])[0]).solve(torch.ones(3, 1, dtype=torch.float64))

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..curvature import GGN, LeadingGGN
 from ..gradients import Gradients, rise_slopes, theta
 from ..kronecker import Kronecker, Sums
-from ..removal import STABLE, begin, certified, kept, removal_scores, spread
+from ..removal import begin, certified, kept, removal_scores, spread, ten_times
 from ..scores import Scores
 from ..solve import Refined
 from ..task import Split, Task, asked
@@ -26,8 +26,8 @@ class KFAC:
         damping: added to the curvature; None for a tenth of the GGN's mean eigenvalue.
         curvature: what the factors are taken of: LeadingGGN with one backward pass, GGN with c of them, or Fisher.
 
-    The certificate's residual is |(G + damping) x - v| / |v| with G the curvature itself, not its factors, estimated for
-    each test point from `PROBES` random vectors, to about 25 % of itself.
+    The certificate's residual is |(G + damping) x - v| / |v| with G the curvature itself, not its factors, estimated
+    for each test point from `PROBES` random vectors, to about 25 % of itself.
 
     Source: Martens & Grosse (2015); Grosse et al. (2023), section 2.3.
     """
@@ -105,8 +105,8 @@ def factored_scores(method, split: Split | None) -> Scores:
     test, few = Gradients(task, split, rise_slopes), spread(len(split))
     again = Gradients(task, split.take(few), rise_slopes)
     kron, damping = method.factors_, method.damping_
-    both = kron.products(kron.queries(test, damping) + kron.queries(again, 10 * damping), method.train_)
+    both = kron.products(kron.queries(test, damping) + kron.queries(again, ten_times(method)), method.train_)
     values, damped = both[:len(split)] / len(task.train), both[len(split):]
     error = (test @ method.error_)[0]                                                       # [n_test, PROBES]
     residual = error.square().mean(1).sqrt() / test.squared_norms().sqrt().clamp(min=torch.finfo(error.dtype).tiny)
-    return certified(method, split, values, {"residual": residual.tolist(), STABLE: kept(values[few], damped)})
+    return certified(method, split, values, residual, kept(values[few], damped))

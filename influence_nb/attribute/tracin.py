@@ -95,7 +95,7 @@ class TracIn:
     Raises:
         ValueError: (fit) a checkpoint is of another model.
 
-    Source: Pruthi et al. (2020), section 3.2.
+    Source: Pruthi et al. (2020), there called TracInCP.
     """
 
     checkpoints: Sequence = field(default=(), repr=False)

@@ -1,0 +1,145 @@
+"""What else a fitted inverse curvature tells: relative influence, and the effects of groups and of changed inputs.
+
+Each function takes a fitted method that inverts the curvature (`Influence`, `CG`, `KFAC`, `EKFAC` and the like).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..curvature import GGN
+from ..gradients import Gradients, dense, outputs_at, parameters, rise_slopes, theta, unflatten
+from ..scores import Scores
+from ..solve import cg
+from ..task import Split, Task, as_found, asked
+
+
+def inverting(method, split: Split | None = None) -> tuple[Task, Split]:
+    """The task of a fitted method, and the examples asked for, where it has an inverse curvature."""
+    task, split = asked(method, split)
+    if not hasattr(method, "solver_"):
+        raise TypeError(f"expected a method that inverts the curvature, got {type(method).__name__}, which has none: "
+                        "Influence or EKFAC?")
+    return task, split
+
+
+def theta_change(method) -> Tensor:
+    """How far theta moves on each example's removal, |H^-1 g_j| / n, [n_train]."""
+    task, _ = inverting(method)
+    return torch.cat([method.solver_.solve(dense(task, blocks)[0].T, method.damping_).norm(dim=0)
+                      for _, blocks in method.train_]) / len(task.train)
+
+
+def loss_change(method) -> Tensor:
+    """How far the training losses move on each example's removal, sqrt(g_j^T H^-1 g_j) / n nats, [n_train].
+
+    Their root mean square over labels drawn from the model, where H is its Fisher matrix; of a regulariser in H,
+    l2 |change of theta|^2 comes on top, under the root.
+    """
+    task, _ = inverting(method)
+    return (method.self_influence() / len(task.train)).sqrt()
+
+
+def relative_influence(method, split: Split | None = None, size: Callable = theta_change) -> Scores:
+    """RelatIF: each training example's scores, divided by the size of its effect on everything.
+
+    Outliers and mislabelled examples, which move the whole model, lead the plain scores of many test points. These ask
+    instead who helps or harms this one for how little else it does. Ranked only; the sign is that of the scores.
+
+    Args:
+        size: `theta_change` (the paper's theta-RelatIF) or `loss_change` (its l-RelatIF).
+
+    Cost: with `theta_change`, a solve for every training example.
+    Source: Barshan, Brunet & Dziugaite (2020).
+    """
+    scores, sizes = method.scores(split), size(method)
+    values = scores.values / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
+    unit = scores.unit.split(" per ")[0] + f" per unit of {size.__name__.replace('_', ' ')} (ranked only)"
+    return replace(scores, values=values, unit=unit, method=f"relative_influence({scores.method}, {size.__name__})")
+
+
+def group_influence(method, ids, split: Split | None = None, order: int = 1) -> Tensor:
+    """The rise [n_test] of the test losses (or the drop of the measure) when all training examples `ids` are removed.
+
+    First order is the sum of their scores. Second order takes one Newton step on the risk without them,
+
+        theta + (H - (1/n) sum_j H_j + damping)^-1 (1/n) sum_j g_j,    j in ids,
+
+    and reads the test losses there. Their curvature leaves with them: that is what the sum overlooks in a large group
+    of similar examples. Exact where loss and model make a quadratic risk.
+
+    Cost: one solve; for second order, products with the curvature without the group, preconditioned by the fitted one.
+
+    Raises:
+        ValueError: an id is not in the training set or given twice, or the curvature without the group is indefinite.
+
+    Source: Koh et al. (2019), who compare with the Newton step. Basu, You & Feizi (2020) take two terms of the series
+    that the step sums up.
+    """
+    task, split = inverting(method, split)
+    ids = torch.as_tensor(ids).reshape(-1)
+    if len(ids.unique()) != len(ids) or len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(task.train):
+        raise ValueError(f"ids must be different numbers in 0..{len(task.train) - 1}, got {ids.tolist()}")
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 or 2, got {order}")
+    w = torch.ones(len(task.train)).to(theta(task))
+    w[ids] = 0
+    push = method.train_.transposed((1 - w)[None, :, None]) / len(task.train)               # [p, 1]
+    if order == 1:
+        return (Gradients(task, split, rise_slopes) @ method.solver_.solve(push, method.damping_))[0, :, 0]
+    step = newton_step(method, w, push)[:, 0]
+    return reading(task, split, theta(task) + step) - reading(task, split, theta(task))
+
+
+def newton_step(method, w: Tensor, push: Tensor) -> Tensor:
+    """(H(w) + damping)^-1 push [p, 1], preconditioned by the method's own inverse."""
+    H, inner = getattr(method, "curvature", GGN)(method.task_, w), method.solver_
+    inverse = getattr(inner, "inverse_times", inner.solve)  # without the check for null directions
+    return cg(lambda V: H @ V + method.damping_ * V, push, 1e-7, precondition=lambda R: inverse(R, method.damping_)).X
+
+
+def reading(task: Task, split: Split, flat: Tensor) -> Tensor:
+    """What a removal raises, the losses or minus the task's measure, [n] at parameters `flat`."""
+    with as_found(task.model), torch.no_grad():
+        outputs = torch.cat([outputs_at(task, flat, x) for x in split.x.split(1000)])
+    return task.loss(outputs, split.y) if task.measure is None else -task.measure(outputs, split.y)
+
+
+def input_influence(method, ids, split: Split | None = None) -> Tensor:
+    """How the test losses rise with the training inputs: d loss_i / d x_j through retraining, [n_test, len(ids), ...].
+
+    Changing x_j by a small d, and retraining, raises test loss i by the product of result[i, j] with d (lowers the
+    measure, where there is one). To first order theta moves by -(1/n) H^-1 (d g_j / d x_j) d, so that
+
+        result[i, j] = -(1/n) d/dx_j [ (H^-1 v_i)^T grad loss(x_j) ]
+
+    Unit: nats per unit of the input. Positive: brightening this pixel would raise the loss.
+    Cost: a solve for each test point, and a double backward pass over `ids` for each.
+
+    Raises:
+        TypeError: the inputs are no real numbers, such as token numbers.
+
+    Source: Koh & Liang (2017), eq. 5, of the same sign; the 1/n, which they leave out, makes it a derivative.
+    """
+    task, split = inverting(method, split)
+    examples, n = task.train.take(ids), len(task.train)
+    if not examples.x.is_floating_point():
+        raise TypeError(f"input influence needs real inputs, got x of {examples.x.dtype}: embed them first")
+    V = Gradients(task, split, rise_slopes).dense()[0].T                                    # [p, n_test]
+    X, named = method.solver_.solve(V, method.damping_), list(parameters(task).values())
+    found = []
+    with as_found(task.model), torch.enable_grad():
+        for x, y in zip(examples.x.split(500), examples.y.split(500)):
+            x = x.detach().clone().requires_grad_()
+            slopes = torch.autograd.grad(task.loss(task.model(x), y).sum(), named, create_graph=True, allow_unused=True,
+                                         materialize_grads=True)
+            found.append(torch.stack([through(slopes, unflatten(task, column).values(), x) for column in X.T]))
+    return -torch.cat(found, dim=1) / n
+
+
+def through(slopes, direction, x: Tensor) -> Tensor:
+    """d/dx of the product of the summed gradient with a direction: of each example's own gradient, as no two mix."""
+    product = sum((slope * piece).sum() for slope, piece in zip(slopes, direction, strict=True))
+    return torch.autograd.grad(product, x, retain_graph=True)[0]
