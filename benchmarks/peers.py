@@ -5,7 +5,7 @@
     python benchmarks/peers.py --growth                         # from 1,000 to 60,000 training images
 
 For the peers' environment see benchmarks/peers.txt. Every run is a process of its own. Cost is in CPU seconds, and in
-multiples of the floor: one forward and backward pass over the training images, and one matrix product (own_runs). Truth is the
+multiples of the floor: one forward and backward pass over the training images, and one matrix product. Truth is the
 same quantity in float64: the gradient product, or influence on the GGN solved to a residual of 1e-9. `Pearson` is the
 mean over test points; `error` is relative, after the best positive factor for each test point.
 """

@@ -21,7 +21,7 @@ NETS = {"logistic": lambda seed: models.logistic(9, 4, seed=seed), "mlp": lambda
 methods = st.sampled_from(METHODS)
 tasks = st.builds(lambda net, n, seed: digits_task(n, 5, 0.02, seed, NETS[net](seed), trained=False),
                   st.sampled_from(sorted(NETS)), st.integers(6, 21), st.integers(0, 99))
-check = settings(max_examples=30, deadline=None)
+check = settings(max_examples=40, deadline=None)
 
 
 def scores(method, task):
