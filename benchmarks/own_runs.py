@@ -7,7 +7,8 @@ from influence_nb import CG, EKFAC, GGN, KFAC, TRAK, DataInf, GradDot, Influence
 
 
 def task_of(model, train_x, train_y, test_x, test_y, dtype=torch.float32) -> Task:
-    return Task(model, Split(train_x, train_y), Split(test_x, test_y)).to(dtype)
+    task = Task(model, Split(train_x, train_y), Split(test_x, test_y))
+    return task if dtype is torch.float32 else task.to(dtype)
 
 
 def floor(model, train_x, train_y, test_x, test_y, damping) -> Tensor:
@@ -19,6 +20,12 @@ def floor(model, train_x, train_y, test_x, test_y, damping) -> Tensor:
     gradients.risk_gradient(task_of(model, train_x, train_y, test_x, test_y))
     w = sum(sum(p.flatten(1).shape) for p in model.parameters() if p.ndim > 1)
     return torch.ones(len(test_x), w) @ torch.ones(w, len(train_x))
+
+
+def products(model, train_x, train_y, test_x, test_y, damping) -> Tensor:
+    """The gradient products alone, as the peers return them: no fingerprint of model and data, no record."""
+    task = task_of(model, train_x, train_y, test_x, test_y)
+    return gradients.Gradients(task, task.test).dot(gradients.Gradients(task, task.train))
 
 
 def scores(model, train_x, train_y, test_x, test_y, damping, method, dtype=torch.float32, **settings) -> Tensor:
@@ -33,6 +40,7 @@ def own(method, **settings) -> tuple:
 
 METHODS = {
     "floor": ("influence_nb", floor, {}, None),
+    "own_products": ("influence_nb", products, {}, None),
     "own_graddot": own(GradDot),
     "own_kfac": own(KFAC),
     "own_ekfac": own(EKFAC),

@@ -22,11 +22,11 @@ import numpy as np
 from peers_runs import METHODS
 
 HERE = Path(__file__).parent
-PRODUCTS = {"own_graddot", "captum_tracin", "kronfluence_identity", "dattri_graddot"}
+PRODUCTS = {"own_products", "own_graddot", "captum_tracin", "kronfluence_identity", "dattri_graddot"}
 SKIP = {"mlp": {"own_exact_ggn"}, "all_cnn": set()}  # 99,450 parameters: no dense matrix
 
 
-def run(python, problem, method, out, limit=600, **sizes) -> dict:
+def run(python, problem, method, out, limit=300, **sizes) -> dict:
     """One method in a process of its own: its JSON line, or why there is none."""
     command = [python, HERE / "peers_runs.py", "--problem", problem, "--method", method, "--out", out,
                *(str(word) for name, value in sizes.items() for word in (f"--{name}", value))]
