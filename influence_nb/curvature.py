@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from .gradients import Gradients, batches, dense, function_gradient, loss_slopes, parameters, penalty, theta
+from .gradients import Gradients, batches, dense, function_gradient, loss_slopes
+from .parameters import parameters, penalty, theta
 from .task import Task, as_found, cross_entropy, name_of
 
 

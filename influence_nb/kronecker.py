@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from .curvature import GGN, weights
-from .gradients import Gradients, arranged, parameters, penalty, pieces, together
+from .gradients import Gradients, arranged, together
 from .layers import Outer
+from .parameters import parameters, penalty, pieces
 from .task import Task
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .curvature import GGN, rule_of_thumb
-from .gradients import Gradients, combine, dense, penalty, restored, rise_slopes, theta, together
+from .gradients import Gradients, combine, dense, restored, rise_slopes, together
+from .parameters import penalty, theta
 from .scores import EFFECT, Scores
 from .task import Split, Task, asked
 

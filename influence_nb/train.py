@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .curvature import Hessian
-from .gradients import parameters, penalty, risk_gradient, theta, unflatten
+from .gradients import risk_gradient
+from .parameters import parameters, penalty, theta, unflatten
 from .solve import Eigen, cg
 from .task import Task
 

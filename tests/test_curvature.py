@@ -4,7 +4,7 @@ import torch
 from problems import Shared, conv_net, digits_task, normed
 from torch import nn
 
-from influence_nb import GGN, EmpiricalFisher, Fisher, Hessian, Split, Task, gradients, models
+from influence_nb import GGN, EmpiricalFisher, Fisher, Hessian, Split, Task, gradients, models, parameters
 from influence_nb.curvature import LeadingGGN, output_hessians
 from influence_nb.gradients import loss_slopes
 
@@ -73,7 +73,7 @@ def test_hessian_of_a_network_with_norms_equals_autograd():
     task = digits_task(n=7, l2=0.1, model=normed(), trained=False)
 
     def risk(flat):
-        losses = task.loss(gradients.outputs_at(task, flat, task.train.x), task.train.y)
+        losses = task.loss(parameters.outputs_at(task, flat, task.train.x), task.train.y)
         return losses.mean() + 0.5 * (gradients.penalty(task) * flat.square()).sum()
 
     expected = torch.autograd.functional.hessian(risk, gradients.theta(task))

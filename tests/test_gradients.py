@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import Shared, Tied, conv_net, digits_task, normed
 
-from influence_nb import Task, gradients, models
+from influence_nb import Task, gradients, models, parameters
 from influence_nb.checks import restless, snapshot, untouched
 
 NETS = {"logistic": lambda: models.logistic(9, 4), "mlp": lambda: models.mlp([9, 5, 4]), "conv": conv_net,
@@ -42,7 +42,7 @@ def test_batch_size_does_not_matter(batch_size, seed):
 
 def test_the_regulariser_acts_on_weights_and_not_on_biases():
     task = digits_task(n=5, l2=0.3, model=models.mlp([9, 5, 4]), trained=False)
-    penalty = gradients.unflatten(task, gradients.penalty(task))
+    penalty = parameters.unflatten(task, gradients.penalty(task))
     assert {name: float(v.unique()) for name, v in penalty.items()} == {
         "linear1.weight": 0.3, "linear1.bias": 0.0, "linear2.weight": 0.3, "linear2.bias": 0.0}
     everything = replace(task, regularised=lambda name: True)

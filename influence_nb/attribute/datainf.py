@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..curvature import GGN
-from ..gradients import Gradients, parameters, penalty, pieces
+from ..gradients import Gradients
+from ..parameters import parameters, penalty, pieces
 from ..removal import begin, removal_scores, self_influence
 from ..scores import Scores
 from ..task import Split, Task

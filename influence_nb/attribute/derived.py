@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..curvature import GGN
-from ..gradients import Gradients, dense, outputs_at, parameters, rise_slopes, theta, unflatten
+from ..gradients import Gradients, dense, rise_slopes
+from ..parameters import outputs_at, parameters, theta, unflatten
 from ..scores import Scores
 from ..solve import cg
 from ..task import Split, Task, as_found, asked

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..curvature import GGN
-from ..gradients import penalty, theta
+from ..parameters import penalty, theta
 from ..removal import begin, removal_scores, self_influence
 from ..scores import Scores
 from ..sketch import Sketch, Subspace, ritz

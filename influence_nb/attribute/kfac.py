@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..curvature import GGN, LeadingGGN
-from ..gradients import Gradients, rise_slopes, theta
+from ..gradients import Gradients, rise_slopes
 from ..kronecker import Kronecker, Sums
+from ..parameters import theta
 from ..removal import begin, certified, kept, removal_scores, spread, ten_times
 from ..scores import Scores
 from ..solve import Refined

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..curvature import GGN
-from ..gradients import Gradients, function_gradient, penalty, rise_slopes, theta
+from ..gradients import Gradients, function_gradient, rise_slopes
+from ..parameters import penalty, theta
 from ..removal import begin, certified, kept, spread, ten_times
 from ..scores import Scores
 from ..solve import Eigen

@@ -1,0 +1,43 @@
+"""The trained parameters of a task as one flat vector theta [p], and back.
+
+theta holds the parameters with requires_grad=True, flattened in the order of `named_parameters()`.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .task import Task
+
+
+def parameters(task: Task) -> dict[str, nn.Parameter]:
+    """The trained parameters by name: those with requires_grad=True."""
+    return {name: p for name, p in task.model.named_parameters() if p.requires_grad}
+
+
+def theta(task: Task) -> Tensor:
+    """The flat parameter vector [p]."""
+    return torch.cat([p.detach().reshape(-1) for p in parameters(task).values()])
+
+
+def pieces(task: Task, V: Tensor) -> dict[str, Tensor]:
+    """The rows of V [p, ...] that belong to each parameter, by name."""
+    named = parameters(task)
+    return dict(zip(named, V.split([p.numel() for p in named.values()]), strict=True))
+
+
+def unflatten(task: Task, flat: Tensor) -> dict[str, Tensor]:
+    """Named views of a flat vector [p], in the parameters' shapes."""
+    named = parameters(task)
+    return {name: piece.view(named[name].shape) for name, piece in pieces(task, flat).items()}
+
+
+def penalty(task: Task) -> Tensor:
+    """The diagonal [p] of the regulariser's Hessian: l2 on regularised parameters, 0 on the others."""
+    return torch.cat([torch.full_like(p.detach().reshape(-1), task.l2 if task.regularised(name) else 0.0)
+                      for name, p in parameters(task).items()])
+
+
+def outputs_at(task: Task, flat: Tensor, x: Tensor) -> Tensor:
+    """The model's outputs [b, ...] with the flat parameters in place of its own."""
+    return functional_call(task.model, unflatten(task, flat), (x,))
