@@ -68,7 +68,7 @@ class Gradients:
         probe = together([self], rows=[slice(0, 3)])
         size = theta(task).element_size() / min(3, len(split))
         kept = size * sum(numbers(block) for _, (blocks,) in probe for block in blocks.values())  # bytes of an example
-        self.batch_size = batch_size or int(min(2000, max(1, block // (kept + size * passing))))
+        self.batch_size = batch_size or int(min(1000, max(1, block // (kept + size * passing))))
         self.keeps = kept * len(split) <= keep
 
     def __iter__(self) -> Iterator[tuple[slice, dict]]:

@@ -51,7 +51,8 @@ class Layer:
 
     def factors(self, block: Outer) -> tuple[Tensor, Tensor]:
         """a [b, i] and g [m, b, o] of examples with one place, in the eigenbasis."""
-        return with_ones(block.a, self.bias)[:, 0] @ self.right, block.g[:, :, 0] @ self.left
+        a = block.a[:, 0] @ self.right[:block.a.shape[2]]
+        return a if self.bias is None else a + self.right[-1], block.g[:, :, 0] @ self.left
 
     def squares(self, blocks: dict, w: Tensor) -> Tensor:
         """sum_b w_b (Q_o^T g a^T Q_i)^2 over a batch and its vectors, [o, i]."""
@@ -196,11 +197,6 @@ def inverse(values: Tensor) -> Tensor:
 def single(block) -> bool:
     """Whether a block holds the factors of examples with one place."""
     return type(block) is Outer and block.a.shape[1] == 1
-
-
-def with_ones(a: Tensor, bias: str | None) -> Tensor:
-    """Inputs [b, T, i] with a 1 appended where the layer has a bias."""
-    return a if bias is None else torch.cat([a, a.new_ones(*a.shape[:2], 1)], 2)
 
 
 def biases(task: Task) -> dict:
