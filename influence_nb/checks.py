@@ -53,11 +53,13 @@ def check_method(method, pearson: float = 0.99) -> list[str]:
         pearson: how well removal effects must follow retraining; less for a method that approximates the curvature.
 
     Checks: `fit` returns the method; the scores are finite, [n_test, n_train], of this task, with the right ids, and
-    the same twice; a part of the test points scores as it does in the whole; equal training examples score equally;
-    the order of the training data does not matter; the scores survive a file; model, modes, flags and random state
-    are left as found, with BatchNorm, dropout and frozen layers too; and for removal effects: positive is helpful,
-    and they follow leave-one-out retraining (Pearson >= `pearson`, slope within 0.8-1.25) on softmax regression, where
-    first order is accurate.
+    the same twice, and again from the same instance fitted to another task and back; a part of the test points scores
+    as it does in the whole; equal training examples score equally; the order of the training data does not matter; the
+    scores survive a file; model, modes, flags and random state are left as found, with BatchNorm, dropout and frozen
+    layers too. Where there is a `self_influence`, it is finite, [n_train], and does not depend on the order either.
+    For removal effects: it is what the training examples score as test points; positive is helpful; and the scores
+    follow leave-one-out retraining (Pearson >= `pearson`, slope within 0.8-1.25) on softmax regression, where first
+    order is accurate.
 
     Returns:
         The names of the checks.
@@ -91,8 +93,20 @@ def check_method(method, pearson: float = 0.99) -> list[str]:
     expect(close(values[:, 0], values[:, 1]), "duplicates", "training examples 0 and 1 are equal, their scores are not")
     order = torch.randperm(41, generator=torch.Generator().manual_seed(1))
     shuffled = replace(task, train=Split(task.train.x[order], task.train.y[order], task.train.classes))
-    expect(close(copy.deepcopy(method).fit(shuffled).scores().values, values[:, order]), "order of the data",
+    other = copy.deepcopy(method).fit(shuffled)
+    expect(close(other.scores().values, values[:, order]), "order of the data",
            "the scores change with the order of the training data")
+    if hasattr(fitted, "self_influence"):
+        own = fitted.self_influence()
+        expect(own.shape == (41,) and bool(torch.isfinite(own).all()), "self-influence",
+               f"expected [41] finite numbers, got {tuple(own.shape)}")
+        expect(close(other.self_influence(), own[order]), "self-influence in any order",
+               "it changes with the order of the training data")
+        if scores.is_effect:
+            expect(close(own, fitted.scores(task.train).values.diagonal()), "self-influence and scores",
+                   "it is not what the training examples score as test points")
+    expect(close(other.fit(task).scores().values, values), "fitted anew",
+           "an instance that was fitted before, to another task, gives other scores")
     expect(untouched(task.model, before), "model left as found", "weights, modes or flags have changed")
 
     noisy = restless()

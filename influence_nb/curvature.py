@@ -16,7 +16,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .blocks import narrow
 from .gradients import Gradients, batches, dense, function_gradient, loss_slopes
 from .parameters import parameters, penalty, theta
 from .task import Task, as_found, cross_entropy, name_of
@@ -36,7 +38,7 @@ class Hessian:
     def __matmul__(self, V: Tensor) -> Tensor:
         columns, w = V.reshape(len(V), -1), weights(self.task, self.w)
         total = penalty(self.task)[:, None] * columns
-        with as_found(self.task.model), torch.enable_grad():
+        with as_found(self.task.model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # has second derivatives
             for (x, y), wb in zip(batches(self.task.train, self.batch_size), w.split(self.batch_size)):
                 total = total + self.batch_product(x, y, wb, columns) / len(w)
         return total.reshape(V.shape)
@@ -58,9 +60,12 @@ class Hessian:
 
 
 def output_hessians(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
-    """The Hessian of every example's loss in its own outputs, [b, c, c]; diag(q) - q q^T for cross-entropy."""
+    """The Hessian of every example's loss in its own outputs, [b, c, c].
+
+    For cross-entropy, diag(q) - q q^T of the predicted chances q; in float64, as q - q^2 cancels where q is near 1.
+    """
     if task.loss is cross_entropy:
-        q = outputs.softmax(-1)
+        q = outputs.double().softmax(-1)
         return torch.diag_embed(q) - q[:, :, None] * q[:, None]
 
     def one(o, yi):
@@ -79,10 +84,11 @@ def output_factors(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
         ValueError: the loss is not convex in the outputs, so that there is no such root.
     """
     if task.loss is cross_entropy:
-        s, one = outputs.softmax(-1).sqrt(), torch.eye(outputs.shape[-1]).to(outputs)               # [b, c], [c, c]
+        s = outputs.double().softmax(-1).sqrt()                                                     # [b, c]
+        one = torch.eye(s.shape[1]).to(s)
         u = s + one[0]
         reflected = one[1:, None] - u.T[1:, :, None] * (2 / u.square().sum(1))[:, None] * u         # [c - 1, b, c]
-        return s * reflected
+        return (s * reflected).to(outputs)
     values, vectors = torch.linalg.eigh(output_hessians(task, outputs, y))                          # [b, c], [b, c, c]
     if values.min() < -1e-5 * max(1e-30, float(values.abs().max())):
         raise ValueError(f"the GGN needs a loss that is convex in the outputs, got an output Hessian with eigenvalue "
@@ -123,8 +129,10 @@ class GGN:
         """The matrix [p, p]."""
         G, w = torch.diag(penalty(self.task)), weights(self.task, self.w)
         for where, blocks in self.rows:
-            rows = dense(self.task, blocks)                                                        # [m, b, p]
-            add_upper(G, (w[where, None] * rows).flatten(0, 1).T / len(w), rows.flatten(0, 1))
+            b, m = w[where], len(next(iter(blocks.values())).squares())
+            for part in torch.arange(len(b)).split(max(1, 2**26 // (m * len(G)))):  # [m, b, p] as dense rows at a time
+                rows = dense(self.task, {name: narrow(block, part) for name, block in blocks.items()})
+                add_upper(G, (b[part, None] * rows).flatten(0, 1).T / len(w), rows.flatten(0, 1))
         return G.triu() + G.triu(1).T
 
     def trace(self) -> float:
@@ -136,13 +144,14 @@ class GGN:
 def Fisher(task: Task, w: Tensor | None = None, batch_size: int | None = None, samples: int = 1, seed: int = 0) -> GGN:
     """The Fisher matrix from `samples` labels an example, drawn from the model's own softmax: unbiased for the GGN.
 
+    The draw depends on the seed and on the batch, so that every pass over the training set makes the same.
+
     Cost: `samples` backward passes in place of c. For cross-entropy only, where exact Fisher and GGN are one matrix.
     Source: Martens (2020), section 5.
     """
-    random = torch.Generator().manual_seed(seed)
-
     def sampled_slopes(task, outputs, y):
-        chances = outputs.softmax(-1).reshape(-1, outputs.shape[-1]).cpu()
+        chances = outputs.double().softmax(-1).cpu()
+        random = torch.Generator().manual_seed(hash((seed, float(chances.square().sum()))) % 2**63)
         labels = torch.multinomial(chances, samples, replacement=True, generator=random).T.to(y.device)
         slopes = [function_gradient(task.loss, outputs, drawn) for drawn in labels]
         return torch.stack(slopes) / samples ** 0.5
@@ -172,7 +181,7 @@ def LeadingGGN(task: Task, w: Tensor | None = None, batch_size: int | None = Non
         values, vectors = values[:, -rank:].clamp(min=0), vectors[:, :, -rank:]
         share = L.diagonal(dim1=1, dim2=2).sum(1) / values.sum(1).clamp(min=torch.finfo(L.dtype).tiny)
         factors = vectors * (values * share[:, None]).sqrt()[:, None, :]
-        return factors.permute(2, 0, 1).reshape(-1, *outputs.shape)
+        return factors.permute(2, 0, 1).reshape(-1, *outputs.shape).to(outputs)
 
     return GGN(task, w, batch_size, leading_factors, "LeadingGGN")
 
@@ -187,7 +196,9 @@ def EmpiricalFisher(task: Task, w: Tensor | None = None, batch_size: int | None 
 
 
 def rule_of_thumb(G: GGN) -> float:
-    """The damping where none is given: a tenth of the GGN's mean eigenvalue, trace / (10 p).
+    """The damping where none is given: a tenth of the mean eigenvalue of G, trace / (10 p).
+
+    G is the method's own where it is of that kind (LeadingGGN's trace is near the GGN's), and else the GGN.
 
     Source: the rule of Grosse et al. (2023), section 2.3.1, there for each layer, here for the whole matrix: damping
     is one number everywhere.
@@ -196,8 +207,16 @@ def rule_of_thumb(G: GGN) -> float:
 
 
 def weights(task: Task, w: Tensor | None) -> Tensor:
-    """Training weights [n], all 1 where there are none."""
-    return torch.ones(len(task.train)).to(theta(task)) if w is None else w
+    """Training weights [n], all 1 where there are none.
+
+    Raises:
+        ValueError: w has another shape, or is not finite.
+    """
+    n = len(task.train)
+    if w is not None and (w.shape != (n,) or not torch.isfinite(w).all()):
+        raise ValueError(f"training weights w must be [n] = ({n},) and finite, got {tuple(w.shape)}"
+                         f"{' with NaN or infinity' if w.shape == (n,) else ''}")
+    return (torch.ones(n) if w is None else w).to(theta(task))
 
 
 def flat(pieces) -> Tensor:

@@ -10,17 +10,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .layers import numbers
+from .blocks import numbers
 from .parameters import parameters, penalty, pieces, theta
 from .pullback import plan, pull
-from .task import Split, Task, as_found
+from .task import Split, Task, as_found, cross_entropy
 
 
 def function_gradient(function: Callable, outputs: Tensor, y: Tensor) -> Tensor:
-    """d function(outputs_i, y_i) / d outputs_i of every example, in the shape of outputs [b, ...]."""
+    """d function(outputs_i, y_i) / d outputs_i of every example, in the shape of outputs [b, ...].
+
+    Of cross-entropy in float64: where the model is sure, softmax - 1 would cancel in float32.
+    """
     with torch.enable_grad():
-        outputs = outputs.detach().requires_grad_()
-        return torch.autograd.grad(function(outputs, y).sum(), outputs, materialize_grads=True)[0]
+        o = (outputs.detach().double() if function is cross_entropy else outputs.detach()).requires_grad_()
+        return torch.autograd.grad(function(o, y).sum(), o, materialize_grads=True)[0].to(outputs)
 
 
 def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -50,7 +53,7 @@ class Gradients:
     """The matrix J [m, n, p] of gradients J_i^T v of every example i and each of its m vectors v, without forming it.
 
     With hooks, a batch costs one forward and m backward passes, and its gradients are kept as the two factors of each
-    layer (see `layers`). A parameter is read off the hooks only where they agree with autograd on three examples; the
+    layer (see `blocks`). A parameter is read off the hooks only where they agree with autograd on a few examples; the
     gradients of all others come from `vmap` over examples, or, where that cannot run the model, one by one.
 
     Args:
@@ -64,10 +67,10 @@ class Gradients:
     def __init__(self, task: Task, split: Split, vectors: Callable = loss_slopes, batch_size: int | None = None,
                  block: int = 2**25, keep: int = 2**30):
         self.task, self.split, self.vectors, self.kept = task, split, vectors, None
-        self.layers, self.trusted, passing = plan(task, split.x[:3])
+        self.layers, self.trusted, passing = plan(task)
         probe = together([self], rows=[slice(0, 3)])
-        size = theta(task).element_size() / min(3, len(split))
-        kept = size * sum(numbers(block) for _, (blocks,) in probe for block in blocks.values())  # bytes of an example
+        size = theta(task).element_size()
+        kept = size * sum(numbers(b) for _, (blocks,) in probe for b in blocks.values()) / min(3, len(split))
         self.batch_size = batch_size or int(min(1000, max(1, block // (kept + size * passing))))
         self.keeps = kept * len(split) <= keep
 

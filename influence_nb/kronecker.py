@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .blocks import Outer
 from .curvature import GGN, weights
 from .gradients import Gradients, arranged, together
-from .layers import Outer
 from .parameters import parameters, penalty, pieces
 from .task import Task
 
@@ -41,7 +41,7 @@ class Layer:
 
     def inverse(self, damping: float) -> Tensor:
         """1 / (spectrum + l2 + damping), [o, i]."""
-        return inverse(self.spectrum + self.l2 + damping)
+        return inverse(self.spectrum + self.l2, damping)
 
     def rows(self, blocks: dict) -> Tensor:
         """The layer's gradients [m, b, o, i] of a batch, in the eigenbasis."""
@@ -108,15 +108,15 @@ class Kronecker:
         self.layers = [decomposed(name, *found, l2) for name, found in sums.found.items()]
         inside = {name for layer in self.layers for name in (layer.weight, layer.bias)}
         others = [name for name in parameters(G.task) if name not in inside]
-        self.diagonal = {name: sum((w[rows, None] * found[name].rows().square().sum(0)).sum(0)
-                                   for rows, found in G.rows) / len(w) + l2[name] for name in others}
+        self.diagonal = {name: sum(found[name].diagonal(w[rows]) for rows, found in G.rows) / len(w) + l2[name]
+                         for name in others}
         if corrected:
             for layer in self.layers:
                 layer.spectrum = sum(layer.squares(found, w[rows]) for rows, found in G.rows) / len(w)
 
     def solve(self, B: Tensor, damping: float = 0.0) -> Tensor:
         """(G + damping I)^-1 B for B [p, k]; 0 in directions without any curvature."""
-        return self.scaled(B, lambda layer: layer.inverse(damping), lambda values: inverse(values + damping))
+        return self.scaled(B, lambda layer: layer.inverse(damping), lambda values: inverse(values, damping))
 
     def __matmul__(self, V: Tensor) -> Tensor:
         """The factored G times V [p, k]."""
@@ -165,7 +165,7 @@ class Kronecker:
         """(G + damping I)^-1 g_i [p, b] by parameter, of a batch's gradients in `layers` and outside all layers."""
         named = {name: block.rows()[0].T for name, block in blocks.items() if name in self.diagonal
                  or any(name in (layer.weight, layer.bias) for layer in layers)}
-        found = {name: inverse(values + damping)[:, None] * named[name] for name, values in self.diagonal.items()}
+        found = {name: inverse(values, damping)[:, None] * named[name] for name, values in self.diagonal.items()}
         for layer in layers:
             found |= layer.scaled(named, layer.inverse(damping))
         return found
@@ -173,7 +173,7 @@ class Kronecker:
     def self_products(self, train: Gradients, damping: float = 0.0) -> Tensor:
         """g_j^T (G + damping I)^-1 g_j for every training example, [n_train]."""
         return torch.cat([sum(layer.lengths(found, damping) for layer in self.layers)
-                          + sum(found[name].rows()[0].square() @ inverse(values + damping)
+                          + sum(found[name].lengths(inverse(values, damping))[0]
                                 for name, values in self.diagonal.items()) for _, found in train])
 
 
@@ -188,10 +188,17 @@ def answer(query: tuple, known: dict, turned: dict) -> Tensor:
     return S
 
 
-def inverse(values: Tensor) -> Tensor:
-    """1 / values, and 0 where a value is 0 to rounding."""
-    none = values <= torch.finfo(values.dtype).eps * values.max()
-    return torch.where(none, 0.0, 1 / torch.where(none, 1.0, values))
+def inverse(values: Tensor, damping: float) -> Tensor:
+    """1 / (values + damping); without damping, 0 where a value is 0 to rounding.
+
+    Raises:
+        ValueError: all values and the damping are 0.
+    """
+    total = values + damping
+    none = total <= (0 if damping else torch.finfo(values.dtype).eps * values.max())
+    if none.all():
+        raise ValueError("the factored curvature, l2 and damping are all 0 in a layer: set damping > 0")
+    return torch.where(none, 0.0, 1 / torch.where(none, 1.0, total))
 
 
 def single(block) -> bool:

@@ -83,7 +83,7 @@ def all_cnn(seed: int = 0) -> nn.Sequential:
 
 def save_weights(model: nn.Module, path) -> Path:
     """Write parameters and buffers to an .npz of plain arrays (nothing pickled)."""
-    path = Path(path).with_suffix(".npz")
+    path = Path(path) if Path(path).suffix == ".npz" else Path(f"{path}.npz")
     np.savez_compressed(path, **{name: value.detach().cpu().numpy() for name, value in model.state_dict().items()})
     return path
 

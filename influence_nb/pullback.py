@@ -1,7 +1,7 @@
 """Vectors pulled back from the outputs of a batch to each example's gradient, layer by layer.
 
 Hooks keep what each layer took in and gave out, and a backward pass a vector adds the gradients of what it gave out.
-A parameter is read off the hooks only where that agrees with autograd on three examples; all others go through vmap
+A parameter is read off the hooks only where that agrees with autograd on four examples; all others go through vmap
 over examples, or, where that cannot run the model, one by one.
 """
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .layers import KNOWN, Hooks, Rows, compact, joined, known, stacked
+from .blocks import Rows, compact, joined, stacked
+from .layers import KNOWN, Hooks, known
 from .parameters import parameters, theta
 from .task import Task, as_found
 
@@ -50,7 +51,7 @@ def pull(task: Task, x: Tensor, cotangents: Callable, layers: dict, trusted: set
                 found.setdefault(name, []).append(compact(block, len(vectors)))
         blocks = {name: stacked(several) for name, several in found.items()}
         if trusted is not None and (strayed := trusted - blocks.keys()):
-            raise ValueError(f"the layer of {min(strayed)} must take every batch whole, as it took the first three "
+            raise ValueError(f"the layer of {min(strayed)} must take every batch whole, as it took four "
                              "examples, but this one it took in part: class Own(nn.Linear): pass, or the like, is a "
                              "type of layer whose gradients are not read off hooks")
         rest = [name for name in parameters(task) if name not in blocks] if trusted is not None else []
@@ -61,12 +62,13 @@ def pull(task: Task, x: Tensor, cotangents: Callable, layers: dict, trusted: set
 PLANS = WeakKeyDictionary()
 
 
-def plan(task: Task, x: Tensor) -> tuple[dict, set, int]:
-    """`trusted_layers`, worked out once for a task and its trained parameters."""
+def plan(task: Task) -> tuple[dict, set, int]:
+    """`trusted_layers` on four training examples from first to last, once for a task and its trained parameters."""
     plans, names = PLANS.setdefault(task, {}), tuple(parameters(task))
     if names not in plans:
+        rows = torch.linspace(0, len(task.train) - 1, 4).long().unique()
         with as_found(task.model):
-            plans[names] = trusted_layers(task, x)
+            plans[names] = trusted_layers(task, task.train.x[rows])
     return plans[names]
 
 
@@ -108,12 +110,12 @@ def trusted_layers(task: Task, x: Tensor) -> tuple[dict, set, int]:
     got, = pull(task, x, lambda outputs: seen.append(cotangents(outputs)) or seen, layers)
     with Hooks(layers) as calls, torch.enable_grad():
         task.model(x)
-    passing = 2 * sum(KNOWN[type(layers[name])][0](layers[name], a).numel() + out.numel()
+    passing = 2 / len(x) * sum(KNOWN[type(layers[name])][0](layers[name], a).numel() + out.numel()
                       for name, made in calls.items() for a, _, out in made if len(a) == len(out) == len(x))
     true = loop(task, x, seen[0], list(got))
     rounding = torch.finfo(theta(task).dtype).eps ** 0.5
-    trusted = {name for name, block in got.items()
-               if (block.rows() - true[name]).norm() <= rounding * true[name].norm()}
+    trusted = {name for name, block in got.items()  # a gradient of 0 shows nothing
+               if (block.rows() - true[name]).norm() <= rounding * true[name].norm() > 0}
     names = {id(p): name for name, p in parameters(task).items()}
     return {name: module for name, module in layers.items()
             if any(names.get(id(p)) in trusted for p in module.parameters(recurse=False))}, trusted, passing
@@ -146,7 +148,7 @@ def one_by_one(task: Task, x: Tensor, vectors: Tensor, names: list) -> dict:
             found = [vmap(one, chunk_size=size)(x, v) for v in vectors]
     except RuntimeError:  # an operation without a batching rule, such as a fused LSTM
         return {name: Rows(rows) for name, rows in loop(task, x, vectors, names).items()}
-    return {name: Rows(torch.stack([f[name].flatten(1) for f in found])) for name in names}
+    return {name: Rows(torch.stack([f[name].flatten(1) for f in found]).detach()) for name in names}
 
 
 def loop(task: Task, x: Tensor, vectors: Tensor, names: list) -> dict[str, Tensor]:

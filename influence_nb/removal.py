@@ -20,7 +20,7 @@ from .curvature import GGN, rule_of_thumb
 from .gradients import Gradients, combine, dense, restored, rise_slopes, together
 from .parameters import penalty, theta
 from .scores import EFFECT, Scores
-from .task import Split, Task, asked
+from .task import Split, Task, asked, cross_entropy, name_of
 
 
 def begin(method, task: Task, curvature=None, see=None) -> None:
@@ -36,18 +36,22 @@ def begin(method, task: Task, curvature=None, see=None) -> None:
         TypeError, ValueError: damping or curvature make no sense.
     """
     make = curvature or method.curvature
+    if not isinstance(method.damping, (int, float, type(None))):
+        raise TypeError(f"damping must be a number or None, got {method.damping!r}: damping first, then curvature=")
     if method.damping is not None and not method.damping >= 0:
         raise ValueError(f"damping must be 0 or more, or None for the rule of thumb, got {method.damping}")
     if not callable(make):
         raise TypeError(f"curvature must be Hessian, GGN or Fisher itself, got {make!r}")
     method.task_, method.fingerprint_ = task, task.fingerprint()
-    method.curvature_ = make(task)
+    method.curvature_, method.curvature_name_ = make(task), name_of(make)
     method.train_, slope = Gradients(task, task.train), 0
     rows = getattr(method.curvature_, "rows", None)
     parts = [method.train_] if rows is None or not (rows.keeps or see) else [method.train_, rows]
     for _, (blocks, *_) in together(parts, lambda where, k, i, blocks: see and k and see(where, i, blocks)):
         slope = combine(blocks, torch.ones_like(next(iter(blocks.values())).squares())[..., None], slope)
     slope = restored(task, blocks, slope)[:, 0] / len(task.train) + penalty(task) * theta(task)
+    if not torch.isfinite(slope).all():
+        refuse_bad_losses(task)
     method.gradient_norm_ = float(slope.norm())
     method.damping_ = method.damping
     if method.damping is None:
@@ -55,14 +59,42 @@ def begin(method, task: Task, curvature=None, see=None) -> None:
         method.damping_ = rule_of_thumb(G)
 
 
+def refuse_bad_losses(task: Task) -> None:
+    """Raise for a training gradient that is NaN or infinite, naming the first loss that is."""
+    bad = (~torch.isfinite(task.losses(task.train))).nonzero()[:, 0].tolist()
+    where = f"the loss of training example {bad[0]} (and {len(bad) - 1} more) is not" if bad else "every loss is"
+    raise ValueError(f"expected finite training gradients, got NaN or infinity: {where} finite")
+
+
+PROBES = 8
+
+
+def probe_error(method, solver) -> Tensor:
+    """(S (C + damping I) - I) W [p, PROBES] for random columns W: how far a cheap symmetric inverse S is from C's."""
+    like = theta(method.task_)
+    W = torch.randn(len(like), PROBES, generator=torch.Generator().manual_seed(0)).to(like)
+    return solver.solve(method.curvature_ @ W + method.damping_ * W, method.damping_) - W
+
+
+def probed_residual(error: Tensor, test: Gradients) -> Tensor:
+    """|(C + damping I) S v - v| / |v| of each test gradient v, [n_test], to about 25 % of itself.
+
+    W^T ((C + damping I) S v - v) = error^T v, and the mean square of a vector's products with random W is its length.
+    """
+    found = (test @ error)[0]                                                               # [n_test, PROBES]
+    return found.square().mean(1).sqrt() / test.squared_norms().sqrt().clamp(min=torch.finfo(found.dtype).tiny)
+
+
 def removal_scores(method, split: Split | None) -> Scores:
     """Scores [n_test, n_train] of the task's test points, or of `split`, by solving for each test point."""
     task, split = asked(method, split)
     V = Gradients(task, split, rise_slopes).dense()[0].T                                    # [p, n_test]
+    size = V.abs().amax(0).clamp(min=torch.finfo(V.dtype).tiny)  # so that no square of a small gradient is lost
+    V = V / size
     X = method.solver_.solve(V, method.damping_)
     error = method.curvature_ @ X + method.damping_ * X - V
     residual = error.norm(dim=0) / V.norm(dim=0).clamp(min=torch.finfo(V.dtype).tiny)
-    values = (method.train_ @ X)[0].T / len(task.train)
+    values = (method.train_ @ X)[0].T * (size[:, None] / len(task.train))
     few, more = spread(len(split)), ten_times(method)
     damped = (method.train_ @ method.solver_.solve(V[:, few], more))[0].T
     return certified(method, split, values, residual, kept(values[few], damped))
@@ -71,12 +103,14 @@ def removal_scores(method, split: Split | None) -> Scores:
 def certified(method, split: Split, values: Tensor, residual: Tensor, share: float) -> Scores:
     """Removal effects as Scores, with what they rest on."""
     task, times = method.task_, "damping" if method.damping_ else "l2"
-    unit = EFFECT if task.measure is None else f"{task.measure.__name__} per removed example"
+    stable = {f"top 10 kept at ten times the {times}": share} if ten_times(method) and len(task.train) > 10 else {}
+    unit = EFFECT if task.loss is cross_entropy else f"{name_of(task.loss)} per removed example"
+    unit = unit if task.measure is None else f"{name_of(task.measure)} per removed example"
     facts = method.solver_.facts(method.damping_)
     return Scores(values, repr_of(method), method.fingerprint_, split.ids, task.train.ids, unit,
                   {"gradient norm": method.gradient_norm_, "damping": method.damping_, "residual": residual.tolist(),
-                   f"top 10 kept at ten times the {times}": share, **facts},
-                  {"curvature": getattr(method.curvature_, "name", type(method.curvature_).__name__)})
+                   **stable, **facts},
+                  {"curvature": method.curvature_name_})
 
 
 def self_influence(method) -> Tensor:
@@ -84,8 +118,8 @@ def self_influence(method) -> Tensor:
     task, _ = asked(method, None)
     found = []
     for _, blocks in method.train_:
-        G = dense(task, blocks)[0].T                                                        # [p, b]
-        found.append((G * method.solver_.solve(G, method.damping_)).sum(0))
+        for G in dense(task, blocks)[0].split(max(1, 2**24 // len(theta(task)))):           # [b, p]
+            found.append((G * method.solver_.solve(G.T, method.damping_).T).sum(1))
     return torch.cat(found) / len(task.train)
 
 
@@ -100,7 +134,7 @@ def spread(n: int, most: int = 10) -> Tensor:
 
 
 def kept(values: Tensor, damped: Tensor, k: int = 10) -> float:
-    """The mean share of each row's k strongest training examples that are among the k strongest after more damping."""
+    """Of each row's k strongest training examples, the mean share that is among the k strongest after more damping."""
     k = min(k, values.shape[1])
     before, after = (S.abs().topk(k, dim=1).indices for S in (values, damped))
     return float((before[:, :, None] == after[:, None]).any(2).float().mean())

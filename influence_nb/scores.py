@@ -17,6 +17,8 @@ from .task import Task
 EFFECT = "nats per removed example"
 INDEFINITE = "the curvature is INDEFINITE here, do not trust these: curvature=GGN, more damping, or train to a minimum"
 
+UNSOLVED = "the median residual is above 1: read ranks, not sizes (refine=, more products or more damping)"
+
 
 class Top(NamedTuple):
     """The strongest training examples of one test point: ids and scores, strongest first."""
@@ -94,7 +96,7 @@ class Scores:
 
     def save(self, path) -> Path:
         """Write values, ids and records to `path` (.npz, nothing pickled)."""
-        path = Path(path).with_suffix(".npz")
+        path = Path(path) if Path(path).suffix == ".npz" else Path(f"{path}.npz")
         records = {"format": "influence_nb scores 1", "method": self.method, "task": self.task, "unit": self.unit,
                    "certificate": self.certificate, "provenance": self.provenance}
         with open(path, "wb") as file:
@@ -127,8 +129,13 @@ class Scores:
                              "again")
         return scores
 
+    def flags(self) -> list[str]:
+        """What a reader must know first: an indefinite curvature, systems that were not solved."""
+        residual = self.certificate.get("residual") or [0]
+        return [INDEFINITE] * bool(self.certificate.get("indefinite")) + [UNSOLVED] * bool(np.median(residual) > 1)
+
     def __repr__(self):
-        flag = f"; {INDEFINITE}" if self.certificate.get("indefinite") else ""
+        flag = "".join(f"; {flag}" for flag in self.flags())
         return f"Scores({self.method}, {self.shape[0]} test x {self.shape[1]} train, {self.unit}{flag})"
 
     def _repr_html_(self):
@@ -138,7 +145,7 @@ class Scores:
                 ("task", self.task), *self.certificate.items()]
         body = "".join(f"<tr><th style='text-align:left'>{html.escape(str(name))}</th>"
                        f"<td style='text-align:left'>{html.escape(shown(value))}</td></tr>" for name, value in rows)
-        flag = f"<p><b>{INDEFINITE}</b></p>" if self.certificate.get("indefinite") else ""
+        flag = "".join(f"<p><b>{html.escape(flag)}</b></p>" for flag in self.flags())
         return (f"<b>Scores</b> {self.shape[0]} test points × {self.shape[1]} training examples"
                 f"<table>{body}</table>{flag}")
 

@@ -107,8 +107,9 @@ class Sketch:
         """
         E = self.diagonal + damping
         if not E.min() > 0:
+            rule = ", or None for the rule of thumb" if self.F.shape[1] else ": the data make no curvature here"
             raise ValueError(f"a Nystroem solve of rank {self.F.shape[1]} of {len(E)} needs damping > 0 where "
-                             f"parameters have no l2, got {damping:g}: set damping, or None for the rule of thumb")
+                             f"parameters have no l2, got {damping:g}: set damping{rule}")
         if damping not in self.inner:
             self.inner[damping] = torch.linalg.cholesky(
                 torch.eye(self.F.shape[1]).to(E) + self.F.T @ (self.F / E[:, None]))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -44,14 +45,16 @@ class Eigen:
         null = self.null(damping)
         lost = (self.vectors[:, null].T @ B.double()).norm(dim=0) / B.double().norm(dim=0).clamp(min=1e-300)
         if null.any() and lost.max() > 1e-4:
+            least = len(null) ** 0.5 * self.rounding * float(self.values.abs().max())
             raise ValueError(f"the curvature is singular in {int(null.sum())} of {len(null)} directions that the "
-                             f"gradients need (share {lost.max():.2g}): set damping > 0, or train with l2 > 0")
+                             f"gradients need (share {lost.max():.2g}): set damping > {least:.2g}, or train with "
+                             "l2 > 0")
         return self.inverse_times(B, damping)
 
     def facts(self, damping: float) -> dict:
         """The smallest eigenvalue of the damped matrix off its null directions, and how many those are."""
         null = self.null(damping)
-        smallest = float((self.values + damping)[~null].min())
+        smallest = float((self.values + damping)[~null].min()) if not null.all() else 0.0
         return {"smallest eigenvalue": smallest, "indefinite": smallest < 0, "null directions": int(null.sum())}
 
     def inverse_times(self, B: Tensor, damping: float = 0.0) -> Tensor:
@@ -80,7 +83,8 @@ def cg(matvec: Callable, B: Tensor, tol: float = 1e-6, max_iterations: int = 100
         precondition: R [p, k] -> M^-1 R with M symmetric positive definite; None for none.
 
     Raises:
-        ValueError: a direction of negative curvature was met: A is not positive definite.
+        ValueError: a direction of negative curvature was met; or the whole space was searched, and a column is further
+            from b than X = 0.
 
     Source: O'Leary (1980); directions orthogonalised and dependent ones dropped as in Ji & Li (2017).
     """
@@ -102,15 +106,25 @@ def cg(matvec: Callable, B: Tensor, tol: float = 1e-6, max_iterations: int = 100
         R -= A_P @ step
         Z = precondition(R[:, R.norm(dim=0) > tol * size])
         P = orthonormal(Z - P @ (A_P.T @ Z))
+    if products * B.shape[1] >= len(B) and (worst := float((R.norm(dim=0) / size).max())) > 1:
+        raise ValueError(f"expected conjugate gradients to bring the residual down, got {worst:.2g} times |b| after "
+                         f"{products} products: the matrix is singular, or nearly so, along b; more damping")
     return Solution(X, products, smallest)
 
 
 def orthonormal(V: Tensor) -> Tensor:
-    """An orthonormal basis of the columns of V [p, k], without those that depend on the columns before them."""
+    """An orthonormal basis [p, r] of the columns of V [p, k], r < k where some of them depend on others.
+
+    V = Q R, and the small R decomposed again with pivoting: without it a dependent column would leave an arbitrary
+    direction in Q, and columns after it a part along that.
+    """
     size = V.norm(dim=0)
-    V = V[:, size > 0] / size[size > 0]
-    Q, R = torch.linalg.qr(V)
-    return Q[:, R.diagonal().abs() > 100 * torch.finfo(V.dtype).eps]
+    Q, R = torch.linalg.qr(V[:, size > 0] / size[size > 0])
+    if not R.numel():
+        return Q
+    turn, pivots, _ = scipy.linalg.qr(R.double().cpu().numpy(), pivoting=True)
+    independent = torch.from_numpy(abs(pivots.diagonal()) > 100 * torch.finfo(V.dtype).eps)
+    return Q @ torch.from_numpy(turn)[:, independent].to(V)
 
 
 def refine(matvec: Callable, B: Tensor, precondition: Callable, steps: int) -> Tensor:

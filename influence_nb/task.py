@@ -214,15 +214,28 @@ class Task:
         return (self.predict() != self.test.y).nonzero()[:, 0]
 
     def fingerprint(self) -> str:
-        """A digest of parameters, buffers, training data, loss, measure and l2: what scores belong to."""
-        digest = hashlib.sha256(f"{name_of(self.loss)} {name_of(self.measure)} {self.l2!r}".encode())
-        state = self.model.state_dict()
+        """A digest of parameters and which of them are trained, buffers, training data, loss, measure and l2: what
+        scores belong to."""
+        now, state = stamp(self), self.model.state_dict()
+        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        digest = hashlib.sha256(f"{name_of(self.loss)} {name_of(self.measure)} {self.l2!r} {trained}".encode())
         for name in sorted(state):
             digest.update(f"{name} {self.regularised(name)}".encode())
             digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
         for values in (self.train.x, self.train.y):
             digest.update(np.ascontiguousarray(values.detach().cpu().numpy()).data)
-        return digest.hexdigest()[:16]
+        PRINTS[self] = now, digest.hexdigest()[:16]
+        return PRINTS[self][1]
+
+
+PRINTS = WeakKeyDictionary()  # task -> its last stamp and fingerprint
+
+
+def stamp(task: Task) -> tuple:
+    """What is the same while model and training data are: cheap, and blind to writes through `.data` or numpy."""
+    with LOCKS.setdefault(task.model, RLock()):
+        tensors = (*task.model.parameters(), *task.model.buffers(), task.train.x, task.train.y)
+        return tuple((id(t), t.data_ptr(), -1 if t.is_inference() else t._version, t.requires_grad) for t in tensors)
 
 
 def name_of(function) -> str:
@@ -242,13 +255,25 @@ def check_split(task: Task, split: Split) -> None:
         raise TypeError(f"data and model must have one floating type, got {x.dtype} and {weight.dtype}: "
                         f"model.to({x.dtype}) or split.to({weight.dtype})?")
     with as_found(task.model), torch.no_grad():
-        try:
-            outputs = task.model(x)
-        except RuntimeError as error:
-            raise ValueError(f"the model does not take examples of shape {tuple(x.shape[1:])}: {error}") from error
+        for b in (1, len(x)):
+            try:
+                outputs = task.model(x[:b])
+            except RuntimeError as error:
+                raise ValueError(f"the model does not take examples of shape {tuple(x.shape[1:])}: {error}") from error
+            except ValueError as error:  # BatchNorm1d refuses a single example
+                raise ValueError(f"the model must take examples one at a time: {error}") from error
+            if not isinstance(outputs, Tensor):
+                raise TypeError(f"expected a Tensor of outputs, got {type(outputs).__name__}: wrap the model in one "
+                                "that returns the Tensor alone")
+            if outputs.shape[:1] != (b,):
+                raise ValueError(f"the model must give each example its row of outputs, expected shape ({b}, ...) for "
+                                 f"{b}, got {tuple(outputs.shape)}: squeeze(-1) in place of squeeze()?")
         if task.loss is cross_entropy:
             if split.y.is_floating_point():
                 raise TypeError(f"cross_entropy needs class numbers (torch.int64), got y of {split.y.dtype}: y.long()?")
+            if outputs.ndim < 2 or outputs.shape[-1] < 2:
+                raise ValueError(f"cross_entropy needs at least 2 outputs, got "
+                                 f"{outputs[0].numel()}: squared_error, or a loss on one logit?")
             if split.y.max() >= outputs.shape[-1]:
                 raise ValueError(f"labels must lie in 0..{outputs.shape[-1] - 1}, the model has {outputs.shape[-1]} "
                                  f"outputs; got {split.y.max()} in row {split.y.argmax()}")
@@ -260,10 +285,18 @@ def check_split(task: Task, split: Split) -> None:
 
 
 def asked(method, split: Split | None) -> tuple[Task, Split]:
-    """The task that a method was fitted on, and the examples that its scores are wanted for, checked."""
+    """The task that a method was fitted on, and the examples that its scores are wanted for, checked.
+
+    Raises:
+        ValueError: there was no fit, or model or training data have changed since; see `stamp` for what it overlooks.
+    """
     if not hasattr(method, "task_"):
         raise ValueError(f"{type(method).__name__} has seen no task yet: call .fit(task) first")
     task = method.task_
+    known, fingerprint = PRINTS.get(task, (None, None))
+    if (fingerprint if known == stamp(task) else task.fingerprint()) != method.fingerprint_:
+        raise ValueError(f"the model has changed since {type(method).__name__} was fitted, or its training data: call "
+                         ".fit(task) again")
     split = task.test if split is None else split
     check_split(task, split)
     return task, split

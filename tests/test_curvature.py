@@ -106,3 +106,31 @@ def test_the_ggn_refuses_a_loss_that_is_not_convex_in_the_outputs():
     task = Task(models.logistic(3, 2).double(), Split(x, y), Split(x, y), loss=cosine_loss)
     with pytest.raises(ValueError, match="convex in the outputs, got an output Hessian with eigenvalue -"):
         GGN(task).dense()
+
+
+@pytest.mark.parametrize("gap", [12, 18, 25])
+@pytest.mark.parametrize("curvature", [GGN, LeadingGGN, EmpiricalFisher])
+def test_a_sure_model_keeps_its_curvature_in_float32(curvature, gap):
+    task = digits_task(n=12, l2=0.0, model=models.logistic(9, 4), trained=False)
+    with torch.no_grad():
+        outputs = task.model(task.train.x)
+        sure = Split(task.train.x, outputs.argmax(1))
+        task.model.linear1.weight *= gap / (outputs.topk(2, 1).values.diff(dim=1).abs().median())
+    expected = curvature(Task(task.model, sure, task.test)).dense()
+    found = curvature(Task(task.model, sure, task.test).to(torch.float32)).dense().double()
+    assert (found - expected).norm() <= 1e-4 * expected.norm()
+
+
+def test_fisher_draws_the_same_labels_in_every_pass():
+    F = Fisher(digits_task(n=23, trained=False), samples=2)
+    F.rows.keeps, F.rows.batch_size = False, 5
+    V = torch.randn(len(gradients.theta(F.task)), 2, dtype=torch.float64)
+    assert torch.equal(F @ V, F @ V)
+
+
+@pytest.mark.parametrize("w", [torch.ones(1), torch.ones(11, 1), torch.full((11,), float("nan"))])
+@pytest.mark.parametrize("curvature", [GGN, Hessian])
+def test_training_weights_of_another_shape_are_refused(curvature, w):
+    task = digits_task(n=11, trained=False)
+    with pytest.raises(ValueError, match=r"training weights w must be \[n\] = \(11,\) and finite, got"):
+        curvature(task, w) @ gradients.theta(task)

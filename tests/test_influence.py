@@ -183,7 +183,7 @@ def test_an_indefinite_curvature_is_named_and_refused_by_cg():
 def test_a_singular_curvature_asks_for_damping():
     task = digits_task(n=6, l2=0.0, trained=False)  # 40 parameters, at most 18 independent gradients
     other = task.test.take([0, 1])
-    with pytest.raises(ValueError, match="damping > 0"):
+    with pytest.raises(ValueError, match="damping > "):
         Influence().fit(task).scores(other)
     assert torch.isfinite(Influence(damping=0.1).fit(task).scores(other).values).all()
 

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -120,6 +121,40 @@ def test_an_indefinite_hessian_shows_in_the_ritz_values():
     assert scores.certificate["smallest Ritz value"] < 0 and "INDEFINITE" in repr(scores)
     with pytest.raises(ValueError, match=r"positive semidefinite without its regulariser.*use curvature=GGN"):
         Nystroem(0.1, Hessian, rank=60).fit(task)
+
+
+def certain(l2):
+    """A model that is sure of every label, to the last bit: no gradient, no curvature."""
+    task = digits_task(l2=l2, trained=False)
+    with torch.no_grad():
+        task.model.linear1.weight.zero_()
+        task.model.linear1.bias.copy_(torch.tensor([1e5, 0, 0, 0]))
+    return replace(task, train=Split(task.train.x, torch.zeros_like(task.train.y)))
+
+
+@pytest.mark.parametrize("method", [LiSSA, Arnoldi, Nystroem])
+def test_no_curvature_at_all_needs_damping(method):
+    for damping in (0.0, None):  # the rule of thumb is a tenth of nothing
+        with pytest.raises(ValueError, match="curvature is 0 along every direction.*set damping > 0, or train with l2"):
+            method(damping).fit(certain(0.0)).scores()
+    assert not method(0.1).fit(certain(0.0)).scores().values.any()
+    everywhere = replace(certain(0.1), regularised=lambda name: True)
+    assert not method().fit(everywhere).scores().values.any()
+
+
+def test_lissas_parts_keep_no_more_than_the_whole():
+    task, begin = trained(), gradients.Gradients.__init__
+    for keep, kept in ((2**30, True), (200 * 40, False)):  # an example takes some 400 bytes, a part of 7 fits
+
+        def small(self, *args, keep=keep, **settings):
+            begin(self, *args, keep=keep, **settings)
+
+        with patch.object(gradients.Gradients, "__init__", small):
+            solver = LiSSA(DAMPING, batch_size=7).fit(task).solver_
+            assert [part.rows.keeps for part in solver.parts] == [kept] * 6 and solver.matrix.rows.keeps == kept
+            assert all((part.rows.kept is not None) == kept for part in solver.parts)
+            alone = GGN(replace(task, train=task.train.take(range(7))))
+        assert alone.rows.keeps
 
 
 def test_a_short_sketch_needs_damping_where_biases_are_free():

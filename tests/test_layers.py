@@ -192,6 +192,22 @@ def test_gradients_and_their_products_equal_autograd_one_example_at_a_time(net, 
 
 
 @every_net
+@pytest.mark.parametrize("vectors", [loss_slopes, output_factors])
+def test_squares_of_single_entries_equal_those_of_autograd(net, vectors):
+    task = task_of(*NETS[net][:2])
+    J = autograd(task, task.train, vectors)
+    random = torch.Generator().manual_seed(1)
+    w = torch.rand(11, generator=random, dtype=torch.float64)
+    metric = torch.rand(J.shape[2], generator=random, dtype=torch.float64)
+    parts, diagonal, lengths = gradients.pieces(task, metric), 0, []
+    for where, blocks in Gradients(task, task.train, vectors, batch_size=4):
+        diagonal = diagonal + torch.cat([blocks[name].diagonal(w[where]) for name in parts])
+        lengths.append(sum(blocks[name].lengths(part) for name, part in parts.items()))
+    assert near(diagonal, torch.einsum("n,mnp->p", w, J.square()))
+    assert near(torch.cat(lengths, 1), J.square() @ metric)
+
+
+@every_net
 def test_pairwise_products_equal_those_of_autograd(net):
     task = task_of(*NETS[net][:2])
     expected = autograd(task, task.test, loss_slopes)[0] @ autograd(task, task.train, loss_slopes)[0].T
@@ -229,9 +245,8 @@ def test_examples_that_see_each_other_are_refused(norm, kind):
 
 
 def test_a_norm_that_cannot_take_one_example_is_refused():
-    task = task_of(S(linear(6, 5), lambda: nn.BatchNorm1d(5, track_running_stats=False)), "vector")
     with pytest.raises(ValueError, match="one at a time: Expected more than 1 value per channel"):
-        Gradients(task, task.train)
+        task_of(S(linear(6, 5), lambda: nn.BatchNorm1d(5, track_running_stats=False)), "vector")
 
 
 class Own(nn.Linear):
@@ -245,7 +260,8 @@ def test_a_layer_that_takes_part_of_a_batch_is_refused_or_goes_the_general_way(l
         return torch.zeros_like(x).index_put((large,), m["a"](x[large])) + m["a"](x)
 
     task = task_of(C(routed, a=lambda: layer(6, 6)), "vector")
-    task.train.x[:3, 0], task.train.x[3:, 0] = 1.0, -task.train.x[3:, 0].abs()  # the probe meets whole batches only
+    task.train.x[:, 0] = -1.0
+    task.train.x[[0, 1, 2, 3, 6, 10], 0] = 1.0  # the probes, of the first rows and of four from all, meet these only
     task.train.x[5, 0] = 1.0
     G = Gradients(task, task.train, batch_size=4)
     if layer is Own:

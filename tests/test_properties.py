@@ -1,4 +1,4 @@
-"""What every inverse-curvature method and the plain gradient product must keep, on random tasks."""
+"""What every method must keep, on random tasks."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -9,12 +9,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import Shared, conv_net, digits_task, normed
 
-from influence_nb import CG, EKFAC, GGN, KFAC, GradDot, Influence, Split, cross_entropy, models
+from influence_nb import (
+    CG,
+    EKFAC,
+    GGN,
+    KFAC,
+    TRAK,
+    Arnoldi,
+    DataInf,
+    GradCos,
+    GradDot,
+    Influence,
+    LiSSA,
+    Nystroem,
+    Split,
+    TracIn,
+    cross_entropy,
+    models,
+)
 from influence_nb.gradients import Gradients
 
 DAMPING = 0.05
-METHODS = [GradDot(), Influence(DAMPING, GGN), CG(DAMPING, tol=1e-12), KFAC(DAMPING), KFAC(DAMPING, GGN),
-           EKFAC(DAMPING), EKFAC(DAMPING, GGN, refine=2)]
+PRODUCTS = [GradDot(), TracIn()]
+# LiSSA in one part: several are cut by row number, and right on the mean only. Arnoldi at full rank: a cut between two
+# near eigenvalues magnifies rounding. Fisher is left out: its labels are drawn anew for other batches.
+METHODS = [*PRODUCTS, GradCos(), Influence(DAMPING, GGN), CG(DAMPING, tol=1e-12), KFAC(DAMPING), KFAC(DAMPING, GGN),
+           EKFAC(DAMPING), EKFAC(DAMPING, GGN, refine=2), LiSSA(DAMPING, tol=1e-12, passes=10_000),
+           Arnoldi(DAMPING, rank=999, iterations=999), Nystroem(DAMPING, rank=30), TRAK(999, damping=DAMPING),
+           TRAK(16, damping=DAMPING), DataInf(DAMPING)]
 NETS = {"logistic": lambda seed: models.logistic(9, 4, seed=seed), "mlp": lambda seed: models.mlp([9, 5, 4], seed=seed),
         "conv": conv_net, "shared": Shared, "normed": normed}
 
@@ -82,17 +104,20 @@ def test_duplicates_score_equally(method, task, data):
 def test_twice_the_training_set_halves_the_effect_of_each_example(method, task):
     """The risk is the same function; one copy is half as much of it. A gradient product knows nothing of n."""
     once, twice = scores(method, task), scores(method, with_train(task, [*range(len(task.train))] * 2))
-    factor = 1 if isinstance(method, GradDot) else 0.5
+    factor = 1 if method in [*PRODUCTS, GradCos()] else 0.5
     assert near(twice, factor * torch.cat([once, once], 1))
 
 
 @check
-@given(methods, tasks, st.floats(0.1, 10))
+@given(st.sampled_from([m for m in METHODS if not isinstance(m, TRAK | DataInf)]), tasks, st.floats(0.1, 10))
 def test_effects_have_the_unit_of_the_loss(method, task, c):
-    """With l2 and damping in the same unit: c times the loss, c times the effects; gradient products go with c^2."""
+    """With l2 and damping in the same unit: c times the loss, c times the effects; gradient products go with c^2.
+
+    TRAK takes cross-entropy alone, and DataInf adds damping to the squares of gradients.
+    """
     scaled = replace(task, loss=lambda outputs, y: c * cross_entropy(outputs, y), l2=c * task.l2)
-    if isinstance(method, GradDot):
-        assert near(scores(method, scaled), c * c * scores(method, task))
+    if not hasattr(method, "damping"):
+        assert near(scores(method, scaled), (c * c if method in PRODUCTS else 1) * scores(method, task))
     else:
         assert near(scores(replace(method, damping=c * DAMPING), scaled), c * scores(method, task))
 
@@ -101,5 +126,5 @@ def test_effects_have_the_unit_of_the_loss(method, task, c):
 @given(methods, tasks)
 def test_float32_is_float64_to_one_part_in_a_thousand(method, task):
     """The damped curvature has a condition below 1e3 here, and float32 seven digits."""
-    method = replace(method, tol=1e-5) if isinstance(method, CG) else method
+    method = replace(method, tol=1e-5) if hasattr(method, "tol") else method
     assert near(scores(method, task.to(torch.float32)), scores(method, task), 1e-3)

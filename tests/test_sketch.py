@@ -68,5 +68,7 @@ def test_a_sketch_asks_for_damping_and_for_no_negative_direction():
     M, D = low_rank()
     with pytest.raises(ValueError, match="rank 4 of 30 needs damping > 0 where parameters have no l2, got 0"):
         sketch.Sketch.of(M + torch.diag(D), D, 4).solve(torch.ones(30, 1, dtype=torch.float64))
+    with pytest.raises(ValueError, match="rank 0 of 3 .*set damping: the data make no curvature here"):
+        sketch.Sketch.of(torch.zeros(3, 3).double(), like(3), 2).solve(torch.ones(3, 1, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"positive semidefinite.*use curvature=GGN"):
         sketch.Sketch.of(matrix([-5.0, 1.0, 2.0])[0], like(3), 3)

@@ -1,3 +1,4 @@
+import copy
 import threading
 
 import numpy as np
@@ -6,10 +7,34 @@ import torch
 from problems import digits_task
 from torch import nn
 
-from influence_nb import GradDot, Influence, Scores, Split, Task, cross_entropy, models, squared_error
+from influence_nb import (
+    EKFAC,
+    Cosine,
+    GradDot,
+    Influence,
+    Scores,
+    Split,
+    Task,
+    cross_entropy,
+    fit,
+    leave_one_out,
+    models,
+    squared_error,
+)
 from influence_nb.task import as_found
 
 X, Y = torch.rand(5, 3), torch.tensor([0, 1, 1, 0, 1])
+
+
+class Gives(nn.Module):
+    """A linear model whose outputs go through a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.linear, self.function = nn.Linear(3, 2), function
+
+    def forward(self, x):
+        return self.function(self.linear(x))
 
 
 @pytest.mark.parametrize("make, error, words", [
@@ -53,6 +78,13 @@ def test_take_keeps_ids_and_text_and_a_task_numbers_rows_anew():
     (dict(loss=nn.functional.cross_entropy), ValueError, r"one value an example, expected shape \(2,\), got \(\)"),
     (dict(model=models.logistic(4, 2)), ValueError, r"does not take examples of shape \(3,\)"),
     (dict(measure=lambda out, y: out), ValueError, "measure must give one value an example"),
+    (dict(model=models.logistic(3, 1)), ValueError, "at least 2 outputs, got 1: squared_error, or a loss on one logit"),
+    (dict(model=nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))), ValueError, "at least 2 outputs, got 1"),
+    (dict(model=Gives(lambda o: (o, o))), TypeError, "expected a Tensor of outputs, got tuple: wrap the model"),
+    (dict(model=Gives(lambda o: {"logits": o})), TypeError, "expected a Tensor of outputs, got dict: wrap the model"),
+    (dict(model=Gives(lambda o: o[:, :1].squeeze()), loss=squared_error), ValueError,
+     r"row of outputs, expected shape \(1, ...\) for 1, got \(\): squeeze\(-1\)"),
+    (dict(model=Gives(lambda o: o.sum(0, keepdim=True))), ValueError, r"expected shape \(2, ...\) for 2, got \(1, 2\)"),
 ])
 def test_a_bad_task_is_refused(change, error, words):
     parts = dict(model=models.logistic(3, 2), train=Split(X, Y), test=Split(X[:2], Y[:2])) | change
@@ -87,6 +119,62 @@ def test_fingerprint_sees_weights_labels_loss_and_l2():
     prints = {task.fingerprint(), other.fingerprint(), Task(task.model, flipped, task.test, l2=task.l2).fingerprint(),
               Task(task.model, task.train, task.test, l2=0.1).fingerprint()}
     assert len(prints) == 4
+    task.model.linear1.bias.requires_grad_(False)
+    assert task.fingerprint() not in prints
+    task.model.linear1.bias.requires_grad_(True)
+    assert task.fingerprint() in prints
+
+
+def further_step(task):
+    fit(task, 1, progress=False)
+
+
+def other_weights(task):
+    task.model.load_state_dict(models.logistic(9, 4, seed=1).double().state_dict())
+
+
+def other_storage(task):
+    task.model.linear1.bias.data = task.model.linear1.bias.data + 1
+
+
+def frozen(task):
+    task.model.linear1.bias.requires_grad_(False)
+
+
+def flipped(task):
+    task.train.y[0] = (task.train.y[0] + 1) % 4
+
+
+@pytest.mark.parametrize("change", [further_step, other_weights, other_storage, frozen, flipped])
+@pytest.mark.parametrize("method", [Influence(), GradDot(), EKFAC(), Cosine("linear1")], ids=lambda m: type(m).__name__)
+def test_scores_after_a_change_of_the_model_are_refused_until_the_next_fit(method, change):
+    task = digits_task()
+    before = method.fit(task).scores().values
+    change(task)
+    with pytest.raises(ValueError, match=rf"changed since {type(method).__name__} was fitted.*call \.fit\(task\)"):
+        method.scores()
+    after = method.fit(task).scores()
+    assert after.task == task.fingerprint()
+    if change in (further_step, other_weights):
+        assert (after.values - before).norm() > 1e-6 * before.norm()
+
+
+def test_scores_stand_while_the_model_is_as_it_was():
+    task = digits_task()
+    method = Influence().fit(task)
+    scores, state = method.scores().values, copy.deepcopy(task.model.state_dict())
+    leave_one_out(task, [3], progress=False)       # on a copy
+    task.model.train(), task.losses(), task.to(torch.float32)
+    other = copy.deepcopy(method)                  # with a model of its own
+    fit(task, 1, progress=False)
+    assert torch.equal(other.scores().values, scores)
+    task.model.load_state_dict(state)              # back again
+    assert torch.equal(method.scores().values, scores)
+    with torch.no_grad():
+        other.task_.model.linear1.bias += 1
+    with pytest.raises(ValueError, match="changed since"):
+        other.self_influence()
+    assert torch.equal(method.scores().values, scores)
 
 
 def scores_of(values, **more):
@@ -166,3 +254,10 @@ def test_one_thread_at_a_time_has_a_model_and_finds_it_as_it_was():
         assert not model.training
     thread.join(10)
     assert seen == ["first", "other"] and model.training
+
+
+def test_a_dot_in_the_name_of_a_scores_file_is_part_of_the_name(tmp_path):
+    scores = Influence().fit(task := digits_task()).scores()
+    paths = {scores.save(tmp_path / f"damping_0.0{k}") for k in (1, 5)}
+    assert {path.name for path in paths} == {"damping_0.01.npz", "damping_0.05.npz"}
+    assert all(torch.equal(Scores.load(path, task).values, scores.values) for path in paths)

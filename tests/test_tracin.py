@@ -6,7 +6,7 @@ import pytest
 import torch
 from problems import conv_net, digits_task, mlp_task
 
-from influence_nb import GradCos, GradDot, Split, TracIn, converge, data, fit, gradients, models
+from influence_nb import GradCos, GradDot, Split, TracIn, converge, cross_entropy, data, fit, gradients, models
 from influence_nb.checks import restless, snapshot, untouched
 
 sgd = partial(torch.optim.SGD, lr=0.02)
@@ -77,6 +77,48 @@ def test_an_example_without_a_gradient_has_the_cosine_zero():
     x[3] = 0
     scores = GradCos().fit(replace(task, train=Split(x, task.train.y))).scores().values
     assert (scores[:, 3] == 0).all() and (scores[:, 2] != 0).all()
+
+
+def faint(outputs, y):
+    """Cross-entropy of which each class has its own scale, down to 1e-24."""
+    return cross_entropy(outputs, y) * 10.0 ** (-8.0 * y)
+
+
+def test_the_cosine_of_gradients_whose_squares_underflow():
+    task = digits_task(n=23, model=conv_net(), trained=False).to(torch.float32)
+    small, plain = replace(task, loss=faint), GradCos().fit(task).scores().values
+    found = GradCos().fit(small)
+    assert torch.allclose(found.scores().values, plain, atol=1e-5)
+    assert torch.allclose(found.self_influence(), torch.ones(23))
+    lost = GradDot().fit(small).self_influence() == 0
+    assert lost.any() and (plain[:, lost].abs() > 0.1).any()  # unscaled, their cosines would be 0 / 0
+
+
+class Hole(torch.nn.Module):
+    """Outputs that are no number where the first pixel is above 9."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = models.logistic(9, 4).double()
+
+    def forward(self, x):
+        return self.inner(x) / (x.flatten(1)[:, :1] < 9)
+
+
+def test_a_training_example_or_a_test_point_without_a_gradient_is_named():
+    task, history = trained(2)
+    x = task.train.x.clone()
+    x[17, 0, 0, 0] = x[40, 0, 0, 0] = 10
+    bad = replace(task, model=Hole(), train=Split(x, task.train.y))
+    state = {"state": bad.model.state_dict()}
+    checkpoints = [replace(checkpoint, **state) for checkpoint in history.checkpoints]
+    for method in (GradDot(), GradCos(), TracIn(), TracIn(checkpoints)):
+        fitted = method.fit(bad)
+        for ask in (fitted.scores, fitted.self_influence):
+            with pytest.raises(ValueError, match=r"the loss of training example 17 \(and 1 more\)"):
+                ask()
+        with pytest.raises(ValueError, match="NaN or infinity in row 2 of the test points"):
+            method.fit(replace(task, model=Hole())).scores(Split(x, task.train.y).take([3, 4, 17]))
 
 
 def test_self_influence_is_the_diagonal():

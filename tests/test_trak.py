@@ -7,7 +7,7 @@ from problems import conv_net, digits_task, mlp_task
 from test_tracin import pearson_and_slope
 
 from influence_nb import GGN, TRAK, GradDot, Influence, Split, Task, converge, data, fit, leave_one_out, models
-from influence_nb.attribute.trak import Sketch, margin
+from influence_nb.attribute.trak import Projected, margin
 from influence_nb.gradients import example_gradients, penalty
 
 
@@ -85,7 +85,7 @@ def test_with_more_classes_scores_are_too_large_and_near():
 
 def test_a_sketch_is_its_formula_however_many_columns_are_made_at_a_time():
     task = digits_task(n=30, l2=0.2, model=conv_net(), trained=False)
-    sketch, blocks = Sketch(task, 64, seed=3), Sketch(task, 64, seed=3, most=1000)
+    sketch, blocks = Projected(task, 64, seed=3), Projected(task, 64, seed=3, most=1000)
     P, Phi = torch.cat(list(sketch.columns()), 1), example_gradients(task, task.train, margin)
     assert torch.equal(P, torch.cat(list(blocks.columns()), 1)) and len(list(blocks.columns())) > 3
     assert torch.allclose(P.square() * 64, torch.ones_like(P)) and P.mean().abs() < 0.05 / 64 ** 0.5
@@ -118,6 +118,8 @@ def test_averaging_over_models_as_in_the_paper():
     alone = [TRAK(damping=0.01).fit(each).scores().values / doubt for each, doubt in zip(tasks, doubts)]
     assert torch.allclose(both.scores().values, sum(alone) / 3 * sum(doubts) / 3, atol=1e-12)
     assert "3 models" in both.scores().method and "Sequential" not in both.scores().method
+    assert both.scores().provenance["models"] == [each.fingerprint() for each in tasks]
+    assert TRAK().fit(tasks[0]).scores().provenance["models"] == [tasks[0].fingerprint()]
 
 
 def test_a_loss_without_a_margin_is_refused():

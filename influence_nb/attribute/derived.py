@@ -8,22 +8,55 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..curvature import GGN
+from ..curvature import GGN, LeadingGGN
 from ..gradients import Gradients, dense, rise_slopes
+from ..kronecker import Kronecker
 from ..parameters import outputs_at, parameters, theta, unflatten
 from ..scores import Scores
-from ..solve import cg
-from ..task import Split, Task, as_found, asked
+from ..sketch import Sketch
+from ..solve import Eigen, cg
+from ..task import Split, Task, as_found, asked, name_of
+
+FAR = 1e-3  # relative residual at which a Newton step is no answer
 
 
-def inverting(method, split: Split | None = None) -> tuple[Task, Split]:
-    """The task of a fitted method, and the examples asked for, where it has an inverse curvature."""
+def inverting(method, split: Split | None = None, averaged: bool = False) -> tuple[Task, Split]:
+    """The task of a fitted method, and the examples asked for, where it has an inverse curvature.
+
+    Args:
+        averaged: whether scores that are a mean over several models will do.
+    """
     task, split = asked(method, split)
     if not hasattr(method, "solver_"):
         raise TypeError(f"expected a method that inverts the curvature, got {type(method).__name__}, which has none: "
                         "Influence or EKFAC?")
+    if not averaged and (further := len(getattr(method, "models", ()))):
+        raise ValueError(f"expected a method of one model, whose theta moves, got {type(method).__name__} with "
+                         f"{further} further models: models=()")
     return task, split
+
+
+def group(ids, n: int) -> Tensor:
+    """Training ids [k] as given, checked."""
+    wanted = f"expected a list of different training ids in 0..{n - 1}, got"
+    try:
+        found = torch.as_tensor(ids).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{wanted} {type(ids).__name__}: list(range(...))?") from error
+    if not len(found):
+        raise ValueError(f"{wanted} none")
+    if found.dtype == torch.bool:
+        raise ValueError(f"{wanted} a mask of {len(found)}: mask.nonzero()[:, 0]?")
+    if found.is_floating_point() or found.is_complex():
+        raise ValueError(f"{wanted} numbers of {found.dtype}: ids.long()?")
+    if len(outside := found[(found < 0) | (found >= n)]):
+        raise ValueError(f"{wanted} {int(outside[0])}")
+    values, times = found.unique(return_counts=True)
+    if len(twice := values[times > 1]):
+        raise ValueError(f"{wanted} {int(twice[0])} more than once")
+    return found.long().cpu()
 
 
 def theta_change(method) -> Tensor:
@@ -38,9 +71,18 @@ def loss_change(method) -> Tensor:
 
     Their root mean square over labels drawn from the model, where H is its Fisher matrix; of a regulariser in H,
     l2 |change of theta|^2 comes on top, under the root.
+
+    Raises:
+        ValueError: g_j^T H^-1 g_j is negative, as an indefinite curvature can make it.
     """
-    task, _ = inverting(method)
-    return (method.self_influence() / len(task.train)).sqrt()
+    task, _ = inverting(method, averaged=True)
+    products = method.self_influence()
+    negative = products < -torch.finfo(products.dtype).eps * products.abs().max()
+    if negative.any():
+        name = name_of(getattr(method, "curvature", GGN))
+        raise ValueError(f"loss_change expected a positive definite curvature, got {name} with g^T H^-1 g < 0 for "
+                         f"{int(negative.sum())} of {len(products)} training examples: curvature=GGN, or theta_change")
+    return (products.clamp(min=0) / len(task.train)).sqrt()
 
 
 def relative_influence(method, split: Split | None = None, size: Callable = theta_change) -> Scores:
@@ -64,41 +106,57 @@ def relative_influence(method, split: Split | None = None, size: Callable = thet
 def group_influence(method, ids, split: Split | None = None, order: int = 1) -> Tensor:
     """The rise [n_test] of the test losses (or the drop of the measure) when all training examples `ids` are removed.
 
-    First order is the sum of their scores. Second order takes one Newton step on the risk without them,
+    First order is the sum of their `method.scores`, in the unit of these. Second order takes one Newton step on the
+    risk without them,
 
         theta + (H - (1/n) sum_j H_j + damping)^-1 (1/n) sum_j g_j,    j in ids,
 
     and reads the test losses there. Their curvature leaves with them: that is what the sum overlooks in a large group
-    of similar examples. Exact where loss and model make a quadratic risk.
+    of similar examples. Exact where loss and model make a quadratic risk. H is the method's curvature itself, not its
+    approximation of it (for K-FAC, the GGN).
 
-    Cost: one solve; for second order, products with the curvature without the group, preconditioned by the fitted one.
+    Cost: first order, all scores of the split; second order, products with the curvature without the group,
+    preconditioned by the fitted one where that is of full rank.
 
     Raises:
-        ValueError: an id is not in the training set or given twice, or the curvature without the group is indefinite.
+        ValueError: an id is not in the training set or given twice, or the curvature without the group is indefinite
+            or too near singular for the step.
 
     Source: Koh et al. (2019), who compare with the Newton step. Basu, You & Feizi (2020) take two terms of the series
     that the step sums up.
     """
-    task, split = inverting(method, split)
-    ids = torch.as_tensor(ids).reshape(-1)
-    if len(ids.unique()) != len(ids) or len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(task.train):
-        raise ValueError(f"ids must be different numbers in 0..{len(task.train) - 1}, got {ids.tolist()}")
+    task, split = inverting(method, split, averaged=order == 1)
+    ids = group(ids, len(task.train))
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, got {order}")
+    if order == 1:
+        return method.scores(split).values[:, ids].sum(1)
     w = torch.ones(len(task.train)).to(theta(task))
     w[ids] = 0
     push = method.train_.transposed((1 - w)[None, :, None]) / len(task.train)               # [p, 1]
-    if order == 1:
-        return (Gradients(task, split, rise_slopes) @ method.solver_.solve(push, method.damping_))[0, :, 0]
     step = newton_step(method, w, push)[:, 0]
     return reading(task, split, theta(task) + step) - reading(task, split, theta(task))
 
 
 def newton_step(method, w: Tensor, push: Tensor) -> Tensor:
-    """(H(w) + damping)^-1 push [p, 1], preconditioned by the method's own inverse."""
-    H, inner = getattr(method, "curvature", GGN)(method.task_, w), method.solver_
-    inverse = getattr(inner, "inverse_times", inner.solve)  # without the check for null directions
-    return cg(lambda V: H @ V + method.damping_ * V, push, 1e-7, precondition=lambda R: inverse(R, method.damping_)).X
+    """(H(w) + damping)^-1 push [p, 1], preconditioned by the method's own inverse where that is of full rank."""
+    make, damping = getattr(method, "curvature", GGN), method.damping_
+    H = (GGN if make is LeadingGGN else make)(method.task_, w)
+    tol = torch.finfo(push.dtype).eps ** 0.7  # below that, rounding along null directions grows from step to step
+    X = cg(lambda V: H @ V + damping * V, push, tol, precondition=preconditioner(method.solver_, damping)).X
+    residual = float((H @ X + damping * X - push).norm() / push.norm().clamp(min=torch.finfo(push.dtype).tiny))
+    if not residual <= FAR:
+        raise ValueError(f"expected the Newton step with a residual of {FAR:g} at most, got {residual:.2g}: without "
+                         "the group the curvature is nearly singular; more damping, or task.to(torch.float64)")
+    return X
+
+
+def preconditioner(solver, damping: float) -> Callable | None:
+    """R [p, k] -> M^-1 R by a solver, or by the one within it, that reaches every direction; None for any other."""
+    solver = getattr(solver, "near", getattr(solver, "preconditioner", solver))
+    if isinstance(solver, Eigen):
+        return lambda R: solver.inverse_times(R, damping)  # without the check for null directions
+    return (lambda R: solver.solve(R, damping)) if isinstance(solver, (Kronecker, Sketch)) else None
 
 
 def reading(task: Task, split: Split, flat: Tensor) -> Tensor:
@@ -121,17 +179,19 @@ def input_influence(method, ids, split: Split | None = None) -> Tensor:
 
     Raises:
         TypeError: the inputs are no real numbers, such as token numbers.
+        ValueError: an id is not in the training set or given twice.
 
     Source: Koh & Liang (2017), eq. 5, of the same sign; the 1/n, which they leave out, makes it a derivative.
     """
     task, split = inverting(method, split)
-    examples, n = task.train.take(ids), len(task.train)
+    n = len(task.train)
+    examples = task.train.take(group(ids, n))
     if not examples.x.is_floating_point():
         raise TypeError(f"input influence needs real inputs, got x of {examples.x.dtype}: embed them first")
     V = Gradients(task, split, rise_slopes).dense()[0].T                                    # [p, n_test]
     X, named = method.solver_.solve(V, method.damping_), list(parameters(task).values())
     found = []
-    with as_found(task.model), torch.enable_grad():
+    with as_found(task.model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # this has second derivatives
         for x, y in zip(examples.x.split(500), examples.y.split(500)):
             x = x.detach().clone().requires_grad_()
             slopes = torch.autograd.grad(task.loss(task.model(x), y).sum(), named, create_graph=True, allow_unused=True,

@@ -4,13 +4,15 @@ What a score is, its sign and its unit: see `removal`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 
 from torch import Tensor
 
 from ..curvature import GGN, Hessian
+from ..kronecker import Kronecker
 from ..removal import begin, removal_scores, self_influence
 from ..scores import Scores
+from ..sketch import Sketch
 from ..solve import ConjugateGradients, Eigen
 from ..task import Split, Task
 
@@ -56,7 +58,8 @@ class Influence:
 class CG:
     """Influence by conjugate gradients on all test points together: no matrix is formed.
 
-    Cost: scores, `curvature products` passes over the training set for all test points together (see the certificate).
+    Cost: scores, `curvature products` passes over the training set for all test points together (see the certificate),
+    and about as many again, for ten test points, at the certificate's tenfold damping.
 
     Args:
         damping, curvature: as for `Influence`; GGN products are never indefinite.
@@ -65,7 +68,8 @@ class CG:
         precondition: an unfitted method whose inverse is cheap and near, for example `Nystroem()`; None for none.
 
     Raises:
-        ValueError: (scores) the damped curvature has a negative direction.
+        ValueError: (scores) the damped curvature has a negative direction, or is singular along a gradient.
+        TypeError: (fit) `precondition` has no full inverse.
 
     Source: Koh & Liang (2017), section 3; Martens (2010); block form by O'Leary (1980).
     """
@@ -79,7 +83,12 @@ class CG:
     def fit(self, task: Task) -> "CG":
         """Keep the training gradients where they fit into memory."""
         begin(self, task)
-        inner = None if self.precondition is None else replace(self.precondition).fit(task).solver_
+        inner = self.precondition
+        if is_dataclass(inner) and not isinstance(inner, type):
+            inner = getattr(replace(inner).fit(task), "solver_", inner)
+        if inner is not None and not isinstance(inner, (Eigen, Kronecker, Sketch)):
+            raise TypeError(f"precondition must be a method with a full inverse, such as Nystroem() or EKFAC(), "
+                            f"got {self.precondition!r}")
         self.solver_ = ConjugateGradients(self.curvature_, self.tol, self.max_iterations, inner)
         return self
 

@@ -21,6 +21,14 @@ from ..task import Split, Task
 LOOK = 20  # products for the extreme eigenvalues
 
 
+def curved(pairs: Eigen, damping: float) -> Eigen:
+    """The (Ritz) pairs, refused where all values are 0 and no damping comes on top."""
+    if not damping and not pairs.values.any():
+        raise ValueError("the curvature is 0 along every direction, as for a model that is sure of every label, and so "
+                         "is the damping: set damping > 0, or train with l2 > 0")
+    return pairs
+
+
 @dataclass
 class LiSSA:
     """Influence by the Neumann series of the inverse curvature, over random batches of the training set.
@@ -42,7 +50,8 @@ class LiSSA:
     shrinks with the residual. The published recursion keeps its noise and averages repeated runs.
 
     Raises:
-        ValueError: (scores) the series diverges: an eigenvalue is negative, or the scale too small.
+        ValueError: (fit) curvature and damping are 0; (scores) the series diverges: an eigenvalue is negative, or the
+            scale too small.
 
     Source: Agarwal, Bullins & Hazan (2017); Koh & Liang (2017), section 3; restarts from the full residual as in
     Johnson & Zhang (2013).
@@ -61,9 +70,12 @@ class LiSSA:
         begin(self, task)
         n, like = len(task.train), theta(task)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed)).split(self.batch_size)
-        whole = ritz(self.curvature_.__matmul__, like, LOOK, self.seed)
+        whole = curved(ritz(self.curvature_.__matmul__, like, LOOK, self.seed), self.damping_)
         parts = [self.curvature(replace(task, train=task.train.take(rows))) for rows in order] \
             if len(order) > 1 else [self.curvature_]
+        for part in parts:  # together they keep no more than the whole would
+            if hasattr(part, "rows"):
+                part.rows.keeps = self.curvature_.rows.keeps
         scale = self.scale
         if scale is None:
             of_parts = [ritz(C.__matmul__, like, LOOK, self.seed) for C in parts] if len(parts) > 1 else [whole]
@@ -97,6 +109,9 @@ class Arnoldi:
         iterations: size of the Krylov space.
         seed: of its first vector.
 
+    Raises:
+        ValueError: (fit) curvature and damping are 0.
+
     Source: Schioppa et al. (2022), algorithm 1.
     """
 
@@ -110,7 +125,7 @@ class Arnoldi:
         """Build the Krylov space and keep its Ritz pairs."""
         begin(self, task)
         pairs = ritz(self.curvature_.__matmul__, theta(task), self.iterations, self.seed)
-        self.solver_ = Subspace(pairs, self.rank)
+        self.solver_ = Subspace(curved(pairs, self.damping_), self.rank)
         return self
 
     def scores(self, split: Split | None = None) -> Scores:
@@ -140,8 +155,8 @@ class Nystroem:
         seed: of the random columns.
 
     Raises:
-        ValueError: (fit) the sketch met a negative direction, which a small one may miss; (scores) no damping where it
-            is needed.
+        ValueError: (fit) the sketch met a negative direction, which a small one may miss; no damping where it is
+            needed (at full rank in fit, else in scores).
 
     Source: Frangella, Tropp & Udell (2023); for influence, Hataya & Yamada (2023).
     """
@@ -155,7 +170,7 @@ class Nystroem:
         """Sketch the curvature; at full rank there is nothing to save, and it is decomposed as it is."""
         begin(self, task)
         whole = self.rank >= len(theta(task))
-        self.solver_ = Eigen.of(self.curvature_.dense()) if whole else Sketch.of(
+        self.solver_ = curved(Eigen.of(self.curvature_.dense()), self.damping_) if whole else Sketch.of(
             self.curvature_, penalty(task), self.rank, self.seed)
         return self
 

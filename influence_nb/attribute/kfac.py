@@ -3,14 +3,22 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ..curvature import GGN, LeadingGGN
+from ..curvature import GGN, Hessian, LeadingGGN
 from ..gradients import Gradients, rise_slopes
 from ..kronecker import Kronecker, Sums
-from ..parameters import theta
-from ..removal import begin, certified, kept, removal_scores, spread, ten_times
+from ..removal import (
+    begin,
+    certified,
+    kept,
+    probe_error,
+    probed_residual,
+    removal_scores,
+    self_influence,
+    spread,
+    ten_times,
+)
 from ..scores import Scores
 from ..solve import Refined
 from ..task import Split, Task, asked
@@ -18,17 +26,18 @@ from ..task import Split, Task, asked
 
 @dataclass
 class KFAC:
-    """Influence with K-FAC in place of the GGN: one pass over the training set, no iteration.
+    """Influence with K-FAC in place of the GGN: no iteration, whatever the number of test points.
 
-    Cost: fit, two passes over the training set and an eigendecomposition of each layer's two factors; scores, about
-    ten products of layer inputs and of output gradients, and no per-example gradient for a Linear layer.
+    Cost: fit, one forward and two backward passes over the training set and an eigendecomposition of each layer's two
+    factors; scores, about ten products of layer inputs and of output gradients, no gradient formed for a Linear layer.
 
     Args:
         damping: added to the curvature; None for a tenth of the GGN's mean eigenvalue.
         curvature: what the factors are taken of: LeadingGGN with one backward pass, GGN with c of them, or Fisher.
 
-    The certificate's residual is |(G + damping) x - v| / |v| with G the curvature itself, not its factors, estimated
-    for each test point from `PROBES` random vectors, to about 25 % of itself.
+    The certificate's residual is |(C + damping) x - v| / |v| with C the `curvature` above, not its factors, estimated
+    for each test point to about 25 % of itself. Where many classes are in doubt at once, LeadingGGN is far from the
+    GGN, and so may the true residual be: curvature=GGN tells.
 
     Source: Martens & Grosse (2015); Grosse et al. (2023), section 2.3.
     """
@@ -46,7 +55,7 @@ class KFAC:
 
     def self_influence(self) -> Tensor:
         """The rise [n_train] of each training example's own loss on its removal."""
-        return self.solver_.self_products(self.train_, self.damping_) / len(self.task_.train)
+        return factored_self_influence(self)
 
 
 @dataclass
@@ -78,15 +87,16 @@ class EKFAC:
         return removal_scores(self, split) if self.refine else factored_scores(self, split)
 
     def self_influence(self) -> Tensor:
-        """The rise [n_train] of each training example's own loss on its removal, by EK-FAC without refinement."""
-        return self.factors_.self_products(self.train_, self.damping_) / len(self.task_.train)
-
-
-PROBES = 8
+        """The rise [n_train] of each training example's own loss on its removal."""
+        return self_influence(self) if self.refine else factored_self_influence(self)
 
 
 def factored(method, task: Task, corrected: bool):
-    """The shared `fit`: the factors K, and on random vectors (K^-1 (G + damping) - 1), how far they are from G."""
+    """The shared `fit`: the factors, and how far they are from the curvature."""
+    if getattr(method, "refine", 0) < 0:
+        raise ValueError(f"refine must be 0 or more steps, got {method.refine}")
+    if method.curvature is Hessian:
+        raise TypeError("factors are taken of a GGN's rows, got curvature=Hessian: LeadingGGN, GGN or Fisher")
     sums = Sums(task)
     begin(method, task, see=sums.see)
     method.factors_ = method.solver_ = Kronecker(method.curvature_, corrected, sums)
@@ -94,9 +104,7 @@ def factored(method, task: Task, corrected: bool):
         method.curvature_ = GGN(task)
         method.solver_ = Refined(method.curvature_, method.factors_, refine)
         return method
-    probes = torch.randn(len(theta(task)), PROBES, generator=torch.Generator().manual_seed(0)).to(theta(task))
-    pushed = method.curvature_ @ probes + method.damping_ * probes
-    method.error_ = method.factors_.solve(pushed, method.damping_) - probes
+    method.error_ = probe_error(method, method.factors_)
     return method
 
 
@@ -108,6 +116,11 @@ def factored_scores(method, split: Split | None) -> Scores:
     kron, damping = method.factors_, method.damping_
     both = kron.products(kron.queries(test, damping) + kron.queries(again, ten_times(method)), method.train_)
     values, damped = both[:len(split)] / len(task.train), both[len(split):]
-    error = (test @ method.error_)[0]                                                       # [n_test, PROBES]
-    residual = error.square().mean(1).sqrt() / test.squared_norms().sqrt().clamp(min=torch.finfo(error.dtype).tiny)
+    residual = probed_residual(method.error_, test)
     return certified(method, split, values, residual, kept(values[few], damped))
+
+
+def factored_self_influence(method) -> Tensor:
+    """(1/n) g_j^T (K + damping)^-1 g_j of every training example, [n_train]."""
+    task, _ = asked(method, None)
+    return method.factors_.self_products(method.train_, method.damping_) / len(task.train)

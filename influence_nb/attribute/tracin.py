@@ -1,15 +1,32 @@
 """Products of gradients, without curvature: at the trained model, or summed over checkpoints of its training."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..gradients import Gradients, rise_slopes
+from ..gradients import Gradients, loss_slopes, rise_slopes
+from ..removal import refuse_bad_losses
 from ..scores import Scores
 from ..task import Split, Task, asked
+
+
+def finite(values: Tensor, *sets: Gradients) -> Tensor:
+    """Scores [n_test, n_train], or [n_train], if none is NaN or infinite.
+
+    Raises:
+        ValueError: a training gradient in one of the sets is not finite, or that of a test point.
+    """
+    if torch.isfinite(values).all():
+        return values
+    for train in sets:
+        if not torch.isfinite(train.squared_norms()).all():
+            refuse_bad_losses(train.task)
+    row = int((~torch.isfinite(values)).nonzero()[0, 0])
+    raise ValueError(f"expected finite scores, got NaN or infinity in row {row} of the test points: is its loss or "
+                     "measure finite?")
 
 
 @dataclass
@@ -31,13 +48,13 @@ class GradDot:
     def scores(self, split: Split | None = None) -> Scores:
         """Scores [n_test, n_train] of the task's test points, or of `split`."""
         task, split = asked(self, split)
-        test = Gradients(task, split, rise_slopes)
-        return Scores(test.dot(self.train_), "GradDot()", self.fingerprint_, split.ids, task.train.ids,
+        values = Gradients(task, split, rise_slopes).dot(self.train_)
+        return Scores(finite(values, self.train_), "GradDot()", self.fingerprint_, split.ids, task.train.ids,
                       unit="squared nats per unit of theta squared (ranked only)")
 
     def self_influence(self) -> Tensor:
         """|g_j|^2 of each training example, [n_train]."""
-        return self.train_.squared_norms()
+        return finite(self.train_.squared_norms(), self.train_)
 
 
 @dataclass
@@ -53,21 +70,31 @@ class GradCos:
     def fit(self, task: Task) -> "GradCos":
         """Keep the training gradients and their lengths."""
         self.task_, self.fingerprint_ = task, task.fingerprint()
-        self.train_ = Gradients(task, task.train)
+        self.train_ = Gradients(task, task.train, level(loss_slopes))
         self.lengths_ = lengths(self.train_)
         return self
 
     def scores(self, split: Split | None = None) -> Scores:
         """Scores [n_test, n_train] of the task's test points, or of `split`."""
         task, split = asked(self, split)
-        test = Gradients(task, split, rise_slopes)
+        test = Gradients(task, split, level(rise_slopes))
         values = test.dot(self.train_) / lengths(test)[:, None] / self.lengths_
-        return Scores(values, "GradCos()", self.fingerprint_, split.ids, task.train.ids,
+        return Scores(finite(values, self.train_), "GradCos()", self.fingerprint_, split.ids, task.train.ids,
                       unit="cosine of gradients (ranked only)")
 
     def self_influence(self) -> Tensor:
         """The cosine of each training gradient with itself: 1 wherever there is one, [n_train]."""
-        return self.train_.squared_norms() / self.lengths_.square()
+        return finite(self.train_.squared_norms() / self.lengths_.square(), self.train_)
+
+
+def level(slopes: Callable) -> Callable:
+    """The slopes, each example's scaled to a largest entry of 1: its angles stay, and no square of it underflows."""
+    def scaled(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
+        v = slopes(task, outputs, y)                                                        # [1, b, ...]
+        largest = v.reshape(*v.shape[:2], -1).abs().amax(2).clamp(min=torch.finfo(v.dtype).tiny)
+        return v / largest.reshape(*v.shape[:2], *[1] * (v.ndim - 2))
+
+    return scaled
 
 
 def lengths(gradients: Gradients) -> Tensor:
@@ -113,13 +140,13 @@ class TracIn:
         task, split = asked(self, split)
         values = sum(lr * Gradients(train.task, split, rise_slopes).dot(train)
                      for lr, train in zip(self.rates_, self.train_))
-        return Scores(values, f"TracIn({len(self.checkpoints)} checkpoints)", self.fingerprint_, split.ids,
-                      task.train.ids, unit="nats times batch size on visits (ranked only)",
+        return Scores(finite(values, *self.train_), f"TracIn({len(self.checkpoints)} checkpoints)", self.fingerprint_,
+                      split.ids, task.train.ids, unit="nats times batch size on visits (ranked only)",
                       provenance={"epochs": [c.epoch for c in self.checkpoints], "learning rates": self.rates_})
 
     def self_influence(self) -> Tensor:
         """sum_k lr_k |g_j(theta_k)|^2 of each training example, [n_train]."""
-        return sum(lr * train.squared_norms() for lr, train in zip(self.rates_, self.train_))
+        return finite(sum(lr * train.squared_norms() for lr, train in zip(self.rates_, self.train_)), *self.train_)
 
 
 def at_checkpoint(task: Task, state: dict) -> Task:

@@ -22,12 +22,10 @@ from torch.nn import functional as F
 from ..curvature import GGN
 from ..gradients import Gradients, function_gradient, rise_slopes
 from ..parameters import penalty, theta
-from ..removal import begin, certified, kept, spread, ten_times
+from ..removal import begin, certified, kept, probe_error, probed_residual, spread, ten_times
 from ..scores import Scores
 from ..solve import Eigen
 from ..task import Split, Task, asked, cross_entropy, name_of
-
-PROBES = 8
 
 
 def margin(outputs: Tensor, y: Tensor) -> Tensor:
@@ -41,7 +39,7 @@ def margin_slopes(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
     return function_gradient(margin, outputs, y)[None]
 
 
-class Sketch:
+class Projected:
     """One model's logistic regression: sketched margin gradients, what is left to learn, and the kernel.
 
     P has random signs / sqrt(dim), made again from its seed wherever it is used, `most` numbers at a time; from
@@ -103,13 +101,14 @@ class TRAK:
     Args:
         dim: of the sketch.
         models: further trained models of the same architecture; products and 1 - p are averaged over all, as in the
-            paper, and scores are then of the *expected* effect over training noise.
+            paper, and scores are then of the *expected* effect over training noise. The scores' provenance has the
+            fingerprint of each.
         damping: added to the curvature; None for a tenth of the GGN's mean eigenvalue.
         weighted: whether the curvature keeps its weights.
         seed: of P; each model has its own.
 
-    The certificate's residual is that of the undistorted GGN of the task's own model, from `PROBES` random vectors:
-    |(G + damping) x - v| / |v|, to about 25 % of itself.
+    The certificate's residual is that of the undistorted GGN of the task's own model, |(G + damping) x - v| / |v|,
+    estimated for each test point to about 25 % of itself.
 
     Raises:
         ValueError: (fit) the loss is not cross-entropy over classes.
@@ -130,11 +129,11 @@ class TRAK:
                              f"{name_of(task.loss)}: use EKFAC or CG")
         begin(self, task, GGN)
         tasks = [task, *(replace(task, model=model) for model in self.models)]
-        self.sketches_ = [Sketch(each, self.dim, self.seed + k, self.weighted) for k, each in enumerate(tasks)]
+        self.models_ = [self.fingerprint_, *(each.fingerprint() for each in tasks[1:])]
+        self.sketches_ = [Projected(each, self.dim, self.seed + k, self.weighted) for k, each in enumerate(tasks)]
         self.solver_ = self.sketches_[0]
         self.doubt_ = torch.stack([sketch.doubt for sketch in self.sketches_]).mean(0)
-        probes = torch.randn(len(theta(task)), PROBES, generator=torch.Generator().manual_seed(0)).to(theta(task))
-        self.error_ = self.solver_.solve(self.curvature_ @ probes + self.damping_ * probes, self.damping_) - probes
+        self.error_ = probe_error(self, self.solver_)
         return self
 
     def scores(self, split: Split | None = None) -> Scores:
@@ -144,12 +143,10 @@ class TRAK:
         values, few = self.effects(sketched, self.damping_), spread(len(split))
         damped = self.effects([test[few] for test in sketched], ten_times(self))
         test = Gradients(task, split, rise_slopes)
-        error = (test @ self.error_)[0].square().mean(1).sqrt()
-        residual = error / test.squared_norms().sqrt().clamp(min=torch.finfo(error.dtype).tiny)
-        scores = certified(self, split, values, residual, kept(values[few], damped))
+        scores = certified(self, split, values, probed_residual(self.error_, test), kept(values[few], damped))
         unit = scores.unit if self.weighted else "nats per unit of p (1 - p) (ranked only)"
         name = f"{self!r}"[:-1] + f", {len(self.sketches_)} models)"
-        return replace(scores, method=name, unit=unit)
+        return replace(scores, method=name, unit=unit, provenance={**scores.provenance, "models": self.models_})
 
     def effects(self, sketched: list[Tensor], damping: float) -> Tensor:
         """[n_test, n_train] from the sketched test gradients of every model."""
