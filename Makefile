@@ -40,7 +40,7 @@ student: $(STAMP)  ## write notebooks/student/: the course without its solutions
 	$(BIN)/python notebooks/run.py --student
 
 bench: $(STAMP)  ## run every benchmark; each prints one table
-	@for script in $(sort $(wildcard benchmarks/*.py)); do \
+	@for script in $(sort $(filter-out %_runs.py %_problems.py,$(wildcard benchmarks/*.py))); do \
 	  echo; echo "== $$script"; $(BIN)/python $$script || exit 1; done
 	@$(if $(wildcard benchmarks/*.py),,echo "no benchmarks yet")
 
