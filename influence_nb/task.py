@@ -210,7 +210,13 @@ class Task:
         return self.loss(self.outputs(split), split.y)
 
     def mistakes(self) -> Tensor:
-        """Ids of the test points that the model gets wrong, in order."""
+        """Ids of the test points that the model gets wrong, in order.
+
+        Raises:
+            TypeError: the targets are real numbers, of which none is simply right or wrong.
+        """
+        if self.test.y.is_floating_point():
+            raise TypeError(f"mistakes are for classes, got targets of {self.test.y.dtype}: task.losses() ranks them")
         return (self.predict() != self.test.y).nonzero()[:, 0]
 
     def fingerprint(self) -> str:

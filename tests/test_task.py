@@ -261,3 +261,9 @@ def test_a_dot_in_the_name_of_a_scores_file_is_part_of_the_name(tmp_path):
     paths = {scores.save(tmp_path / f"damping_0.0{k}") for k in (1, 5)}
     assert {path.name for path in paths} == {"damping_0.01.npz", "damping_0.05.npz"}
     assert all(torch.equal(Scores.load(path, task).values, scores.values) for path in paths)
+
+
+def test_a_regression_has_no_mistakes():
+    x, y = torch.rand(5, 3), torch.rand(5)
+    with pytest.raises(TypeError, match="mistakes are for classes, got targets of torch.float32"):
+        Task(models.logistic(3, 1), Split(x, y), Split(x, y), loss=squared_error).mistakes()
