@@ -3,12 +3,13 @@
 The public names, by floor (each floor imports only from those above it in this list):
 
 0  records       Split, Task, Scores, cross_entropy, squared_error
-1  ground        data, models, fit, converge, Hessian, GGN, LeadingGGN, Fisher, EmpiricalFisher,
+1  ground        data, models, fit, fit_many, converge, Hessian, GGN, LeadingGGN, Fisher, EmpiricalFisher,
                  embed, project, pca, tsne, umap, Atlas, distances
-2  attribution   Influence, CG, LiSSA, Arnoldi, Nystroem, EKFAC, KFAC, TRAK, DataInf, GradDot,
-                 GradCos, TracIn, Cosine; relative_influence, theta_change, loss_change, group_influence,
+2  attribution   Influence, Refined, CG, LiSSA, Arnoldi, Nystroem, EKFAC, KFAC, Unrolled, TRAK, DataInf,
+                 GradDot, GradCos, TracIn, Cosine; relative_influence, theta_change, loss_change, group_influence,
                  input_influence
-3  truth         leave_one_out, check_method
+3  truth         removal_effects, leave_one_out, leave_group_out, expected_effects, subsets, audit,
+                 pearson, spearman, slope, interval, lds, noise_ceiling, check_method
 4  to look at    plots, widgets
 """
 
@@ -26,22 +27,27 @@ from .attribute import (
     Influence,
     LiSSA,
     Nystroem,
+    Refined,
     TracIn,
+    Unrolled,
 )
 from .attribute.derived import group_influence, input_influence, loss_change, relative_influence, theta_change
 from .checks import check_method
 from .curvature import GGN, EmpiricalFisher, Fisher, Hessian, LeadingGGN
 from .embedding import Atlas, cosine, embed, euclidean, pca, pixel, project, tsne, umap
+from .metrics import interval, lds, noise_ceiling, pearson, slope, spearman
 from .scores import Scores
+from .store import audit
 from .task import Split, Task, cross_entropy, squared_error
-from .train import converge, fit
-from .truth import leave_one_out
+from .train import converge, fit, fit_many
+from .truth import expected_effects, leave_group_out, leave_one_out, removal_effects, subsets
 
 __version__ = "0.1.0"
 __all__ = ["Split", "Task", "Scores", "cross_entropy", "squared_error",
-           "data", "models", "fit", "converge", "Hessian", "GGN", "LeadingGGN", "Fisher", "EmpiricalFisher",
+           "data", "models", "fit", "fit_many", "converge", "Hessian", "GGN", "LeadingGGN", "Fisher", "EmpiricalFisher",
            "embed", "project", "pca", "tsne", "umap", "cosine", "euclidean", "pixel", "Atlas",
-           "Influence", "CG", "LiSSA", "Arnoldi", "Nystroem", "EKFAC", "KFAC", "TRAK", "DataInf",
+           "Influence", "Refined", "CG", "LiSSA", "Arnoldi", "Nystroem", "EKFAC", "KFAC", "Unrolled", "TRAK", "DataInf",
            "GradDot", "GradCos", "TracIn", "Cosine",
            "relative_influence", "theta_change", "loss_change", "group_influence", "input_influence",
-           "leave_one_out", "check_method", "plots", "widgets"]
+           "removal_effects", "leave_one_out", "leave_group_out", "expected_effects", "subsets", "audit",
+           "pearson", "spearman", "slope", "interval", "lds", "noise_ceiling", "check_method", "plots", "widgets"]

@@ -54,9 +54,23 @@ class Hessian:
                                                      materialize_grads=True)) for v in columns.T], dim=1)
 
     def dense(self) -> Tensor:
-        """The matrix [p, p], symmetrised, from p products: for small models."""
-        H = self @ torch.eye(len(theta(self.task))).to(theta(self.task))
-        return (H + H.T) / 2
+        """The matrix [p, p], for small models.
+
+        Row by row, each only from its own parameter on: what lies before it in a network drops out of its backward
+        pass, and the other half is known by symmetry.
+        """
+        named, w = list(parameters(self.task).values()), weights(self.task, self.w)
+        H = torch.diag(penalty(self.task))
+        with as_found(self.task.model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            for (x, y), wb in zip(batches(self.task.train, self.batch_size), w.split(self.batch_size)):
+                part, start = (wb * self.task.loss(self.task.model(x), y)).sum() / len(w), 0
+                slopes = torch.autograd.grad(part, named, create_graph=True, allow_unused=True, materialize_grads=True)
+                for k, slope in enumerate(slopes):
+                    for row, entry in enumerate(slope.reshape(-1) if slope.requires_grad else (), start):
+                        H[row, start:] += flat(torch.autograd.grad(entry, named[k:], retain_graph=True,
+                                                                   allow_unused=True, materialize_grads=True))
+                    start += slope.numel()
+        return H.triu() + H.triu(1).T
 
 
 def output_hessians(task: Task, outputs: Tensor, y: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from .curvature import GGN, rule_of_thumb
 from .gradients import Gradients, combine, dense, restored, rise_slopes, together
-from .parameters import penalty, theta
+from .parameters import outputs_at, penalty, theta
 from .scores import EFFECT, Scores
-from .task import Split, Task, asked, cross_entropy, name_of
+from .task import Split, Task, as_found, asked, cross_entropy, name_of
 
 
 def begin(method, task: Task, curvature=None, see=None) -> None:
@@ -111,6 +111,34 @@ def certified(method, split: Split, values: Tensor, residual: Tensor, share: flo
                   {"gradient norm": method.gradient_norm_, "damping": method.damping_, "residual": residual.tolist(),
                    **stable, **facts},
                   {"curvature": method.curvature_name_})
+
+
+def group(ids, n: int) -> Tensor:
+    """Training ids [k] as given, checked."""
+    wanted = f"expected a list of different training ids in 0..{n - 1}, got"
+    try:
+        found = torch.as_tensor(ids).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{wanted} {type(ids).__name__}: list(range(...))?") from error
+    if not len(found):
+        raise ValueError(f"{wanted} none")
+    if found.dtype == torch.bool:
+        raise ValueError(f"{wanted} a mask of {len(found)}: mask.nonzero()[:, 0]?")
+    if found.is_floating_point() or found.is_complex():
+        raise ValueError(f"{wanted} numbers of {found.dtype}: ids.long()?")
+    if len(outside := found[(found < 0) | (found >= n)]):
+        raise ValueError(f"{wanted} {int(outside[0])}")
+    values, times = found.unique(return_counts=True)
+    if len(twice := values[times > 1]):
+        raise ValueError(f"{wanted} {int(twice[0])} more than once")
+    return found.long().cpu()
+
+
+def reading(task: Task, split: Split, flat: Tensor) -> Tensor:
+    """What a removal raises, the losses or minus the task's measure, [n] at parameters `flat`."""
+    with as_found(task.model), torch.no_grad():
+        outputs = torch.cat([outputs_at(task, flat, x) for x in split.x.split(1000)])
+    return task.loss(outputs, split.y) if task.measure is None else -task.measure(outputs, split.y)
 
 
 def self_influence(method) -> Tensor:

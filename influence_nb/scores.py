@@ -15,6 +15,7 @@ from torch import Tensor
 from .task import Task
 
 EFFECT = "nats per removed example"
+ROUGH = "the run is too ROUGH for its derivative, do not trust these: a smaller learning rate, fewer epochs or GELU"
 INDEFINITE = "the curvature is INDEFINITE here, do not trust these: curvature=GGN, more damping, or train to a minimum"
 
 UNSOLVED = "the median residual is above 1: read ranks, not sizes (refine=, more products or more damping)"
@@ -130,9 +131,11 @@ class Scores:
         return scores
 
     def flags(self) -> list[str]:
-        """What a reader must know first: an indefinite curvature, systems that were not solved."""
+        """What a reader must know first: an indefinite curvature, a rough run, systems that were not solved."""
         residual = self.certificate.get("residual") or [0]
-        return [INDEFINITE] * bool(self.certificate.get("indefinite")) + [UNSOLVED] * bool(np.median(residual) > 1)
+        rough = not self.certificate.get("smoothness", 1) >= 0.5
+        return ([INDEFINITE] * bool(self.certificate.get("indefinite")) + [ROUGH] * rough
+                + [UNSOLVED] * bool(np.median(residual) > 1))
 
     def __repr__(self):
         flag = "".join(f"; {flag}" for flag in self.flags())

@@ -146,7 +146,7 @@ def refine(matvec: Callable, B: Tensor, precondition: Callable, steps: int) -> T
 
 
 @dataclass(eq=False)
-class Refined:
+class Iterated:
     """A near and cheap solver, followed by `steps` of conjugate gradients on the matrix itself."""
 
     matrix: object

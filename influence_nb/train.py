@@ -1,19 +1,18 @@
-"""Training: minibatch gradient descent on the risk, and Newton's method to a certified stationary point."""
+"""Training: minibatch gradient descent on the risk; to a certified stationary point with `converge` (see newton)."""
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
 from tqdm.auto import tqdm
 
-from .curvature import Hessian
-from .gradients import risk_gradient
-from .parameters import parameters, penalty, theta, unflatten
-from .solve import Eigen, cg
-from .task import Task
+from .newton import converge as converge
+from .parameters import outputs_at, parameters, pieces, theta
+from .task import Split, Task, as_found
 
 adam = partial(torch.optim.Adam, lr=1e-3)
 sgd = partial(torch.optim.SGD, lr=0.1)
@@ -104,72 +103,173 @@ def fit(task: Task, epochs: int, batch_size: int = 100, optimizer: Callable = ad
     return history
 
 
-@dataclass
-class Convergence:
-    """Where `converge` stopped: the risk, its gradient norm and the Newton steps taken."""
+@dataclass(eq=False)
+class Ensemble:
+    """Trained models of one architecture by their parameters, row i of each tensor for model i.
 
-    risk: float
-    gradient_norm: float
-    steps: int
+    `ensemble[i]` is the task with model i, a copy, in place of its own.
+
+    Attributes:
+        task: what they were trained on, with the buffers and frozen parameters that they share.
+        thetas: Tensor [m, p], in the order of `parameters`.
+        risk: Tensor [m], the mean training risk of the last epoch.
+    """
+
+    task: Task
+    thetas: Tensor
+    risk: Tensor
+
+    def __len__(self):
+        return len(self.thetas)
+
+    def __getitem__(self, i: int) -> Task:
+        model = copy.deepcopy(self.task.model)
+        model.load_state_dict(stacked(self.task, self.thetas[i][None], lambda piece: piece[0]), strict=False)
+        return replace(self.task, model=model)
+
+    def outputs(self, split: Split | None = None, batch_size: int = 1000) -> Tensor:
+        """The outputs [m, n, ...] of every model on `split` (default: the test points), in eval mode."""
+        split = self.task.test if split is None else split
+        with as_found(self.task.model), torch.no_grad():
+            return torch.stack([torch.cat([outputs_at(self.task, flat, x) for x in split.x.split(batch_size)])
+                                for flat in self.thetas])
+
+    def values(self, function: Callable, split: Split | None = None) -> Tensor:
+        """function(outputs, y) -> [n], a loss or a measure, of every model on `split`: [m, n]."""
+        split = self.task.test if split is None else split
+        return torch.stack([function(outputs, split.y) for outputs in self.outputs(split)])
+
+    def losses(self, split: Split | None = None) -> Tensor:
+        """The loss [m, n] of every model on each example of `split` (default: the test points)."""
+        return self.values(self.task.loss, split)
 
 
-def risk(task: Task, w: Tensor | None = None) -> float:
-    """R(theta; w) over the whole training set, in the loss's unit; w [n] defaults to all 1."""
-    losses = task.losses(task.train)
-    value = losses.mean() if w is None else (w * losses).mean()
-    return float(value + 0.5 * (penalty(task) * theta(task).square()).sum())
+def fit_many(task: Task, w: Tensor, epochs: int, batch_size: int = 100, optimizer: Callable = adam,
+             schedule: Callable | None = None, seed: int = 0, starts: Tensor | None = None, block: int = 2**25,
+             progress: bool = True) -> Ensemble:
+    """Train m models side by side, model i on the risk R(theta; w_i): each as `fit` with w = w_i would.
 
-
-def move(task: Task, flat: Tensor) -> None:
-    """Write a flat parameter vector [p] into the model."""
-    with torch.no_grad():
-        for name, piece in unflatten(task, flat).items():
-            parameters(task)[name].copy_(piece)
-
-
-def converge(task: Task, w: Tensor | None = None, tol: float = 1e-10, max_steps: int = 50,
-             base: Eigen | None = None) -> Convergence:
-    """Bring `task.model`, in place, to a stationary point of R(theta; w) by Newton's method, in float64.
-
-    For models small enough for a dense Hessian that has no negative eigenvalue along the way: linear ones, and small
-    networks near a minimum. Null directions (a constant added to all output biases) are left alone. Each step solves
-    H d = -gradient and halves d until the risk falls.
+    All go through the same batches in the same order. `task.model` is where they start, and is left as found.
 
     Args:
-        w: Tensor [n] of training weights.
-        tol: stop at |gradient| <= tol.
-        base: decomposition of the Hessian at a nearby point. With it no dense Hessian is formed: steps come from
-            conjugate gradients that it preconditions, which is the cheap way to retrain with one example less.
+        w: Tensor [m, n] of training weights.
+        epochs, batch_size, optimizer, schedule, seed: as for `fit`.
+        starts: Tensor [m, p] of initial parameters; None for those of `task.model`.
+        block: bytes of memory for the models that are trained at once.
+
+    Cost: the multiplications of m calls of `fit`. Where those are so small that the calls take the time, ten times less
+    of it: see benchmarks/retraining.py.
 
     Raises:
-        TypeError: the model is not float64.
-        ValueError: the Hessian has a negative eigenvalue, or tol is not reached in max_steps.
+        ValueError: w or starts have another shape; the optimiser steps a parameter by more than its own gradient; vmap
+            cannot run the model in train mode (BatchNorm keeps statistics); or a risk is no longer finite.
     """
-    if theta(task).dtype != torch.float64:
-        raise TypeError(f"converge needs float64, got {theta(task).dtype}: use task.to(torch.float64)")
-    value = risk(task, w)
-    for step in range(max_steps + 1):
-        slope = risk_gradient(task, w)
-        if slope.norm() <= tol:
-            return Convergence(value, float(slope.norm()), step)
-        direction, start, length = newton_direction(Hessian(task, w), slope, base), theta(task), 1.0
-        move(task, start + direction)
-        while not (new := risk(task, w)) <= value + 1e-15 * abs(value) and length > 1e-8:
-            length /= 2
-            move(task, start + length * direction)
-        value = new
-    raise ValueError(f"expected |gradient| <= {tol:g} after {max_steps} Newton steps, got {slope.norm():.3g}: "
-                     "start nearer (train first), raise l2 or max_steps")
+    n, flat = len(task.train), theta(task)
+    w = torch.as_tensor(w).to(flat)
+    if w.ndim != 2 or w.shape[1] != n:
+        raise ValueError(f"training weights w must be [m, n] = (m, {n}), got {tuple(w.shape)}")
+    starts = flat.expand(len(w), -1) if starts is None else starts
+    if starts.shape != (len(w), len(flat)):
+        raise ValueError(f"starts must be [m, p] = ({len(w)}, {len(flat)}), got {tuple(starts.shape)}")
+    if batch_size < 1 or epochs < 0:
+        raise ValueError(f"epochs must be 0 or more and batch_size 1 or more, got {epochs} and {batch_size}")
+    refuse_joint(optimizer, [p.shape for p in parameters(task).values()])
+    model, thetas, risks = copy.deepcopy(task.model).train(), [], []
+    bar = tqdm(desc="training", total=epochs * len(w), disable=not progress, leave=False)
+    with torch.random.fork_rng(), bar:
+        size = max(1, block // probed(task, model, torch.arange(min(n, batch_size), device=w.device), seed))
+        for start, rows in zip(starts.split(size), w.split(size)):
+            torch.manual_seed(seed)
+            leaves = stacked(task, start, lambda piece: piece.clone().requires_grad_())
+            steps, order = optimizer(list(leaves.values())), torch.Generator().manual_seed(seed)
+            decay = torch.optim.lr_scheduler.LambdaLR(steps, schedule or (lambda epoch: 1.0))
+            total = torch.full((len(rows),), torch.nan)
+            for epoch in range(1, epochs + 1):
+                total = 0.0
+                for batch in torch.randperm(n, generator=order).split(batch_size):
+                    batch = batch.to(w.device)
+                    found = batch_risks(task, model, leaves, rows[:, batch], batch)
+                    steps.zero_grad()
+                    found.sum().backward()                        # each model's gradient is its own
+                    steps.step()
+                    total = total + found.detach() * len(batch) / n
+                if not torch.isfinite(total).all():
+                    bad = (~torch.isfinite(total)).nonzero()[:, 0] + sum(map(len, thetas))
+                    raise ValueError(f"the risk of models {bad.tolist()} is not finite after epoch {epoch}: a smaller "
+                                     "learning rate?")
+                decay.step()
+                bar.update(len(rows))
+            thetas.append(torch.cat([leaf.detach().flatten(1) for leaf in leaves.values()], dim=1))
+            risks.append(total)
+    return Ensemble(task, torch.cat(thetas), torch.cat(risks))
 
 
-def newton_direction(H: Hessian, slope: Tensor, base: Eigen | None) -> Tensor:
-    """-H^-1 slope [p]: exactly, or by conjugate gradients with a nearby decomposition as preconditioner."""
-    if base is not None:
-        null = base.vectors[:, base.null()]
-        slope = slope - null @ (null.T @ slope)
-        return -cg(H.__matmul__, slope[:, None], tol=1e-6, precondition=base.inverse_times)[0][:, 0]
-    eigen = Eigen.of(H.dense())
-    if (eigen.values[~eigen.null()] < 0).any():
-        raise ValueError(f"the Hessian has eigenvalue {eigen.values[0]:.3g} < 0 here: "
-                         "raise l2, or train to a minimum first")
-    return -eigen.inverse_times(slope[:, None])[:, 0]
+def stacked(task: Task, thetas: Tensor, each: Callable) -> dict[str, Tensor]:
+    """each(piece [m, ...]) of every parameter of the rows of thetas [m, p], by name."""
+    named = parameters(task)
+    return {name: each(piece.T.reshape(-1, *named[name].shape)) for name, piece in pieces(task, thetas.T).items()}
+
+
+def batch_risk(task: Task, model: nn.Module, named: dict, w: Tensor, batch: Tensor) -> Tensor:
+    """The risk on a batch at named parameters, with w [b]: a scalar."""
+    losses = task.loss(functional_call(model, named, (task.train.x[batch],)), task.train.y[batch])
+    decay = sum(p.square().sum() for name, p in named.items() if task.regularised(name))
+    return (w * losses).mean() + 0.5 * task.l2 * decay
+
+
+def batch_risks(task: Task, model: nn.Module, leaves: dict, w: Tensor, batch: Tensor) -> Tensor:
+    """`batch_risk` [m] of m models at once, with w [m, b]; dropout leaves out the same units in all."""
+    return vmap(lambda named, wb: batch_risk(task, model, named, wb, batch), randomness="same")(leaves, w)
+
+
+def probed(task: Task, model: nn.Module, batch: Tensor, seed: int) -> int:
+    """The bytes that one model takes in training, once vmap has been seen to give the gradient that autograd gives.
+
+    Raises:
+        ValueError: it does not, or the model's buffers change as it trains.
+    """
+    saved, buffers = [], {name: b.clone() for name, b in model.named_buffers()}
+    leaves = stacked(task, theta(task).expand(2, -1), lambda piece: piece.clone().requires_grad_())
+    first = {name: leaf[0] for name, leaf in leaves.items()}
+    w = torch.linspace(1, 2, len(batch)).to(theta(task))  # unequal, so that this is no stationary point
+    try:
+        torch.manual_seed(seed)
+        risks = batch_risks(task, model, leaves, w.expand(2, -1), batch)
+        together = torch.autograd.grad(risks[0], list(leaves.values()), materialize_grads=True)
+        torch.manual_seed(seed)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
+            risk = batch_risk(task, model, first, w, batch)
+        alone = torch.autograd.grad(risk, list(leaves.values()), materialize_grads=True)
+        size, off = (sum(float(g.square().sum()) for g in gs) ** 0.5
+                     for gs in (alone, [a - b for a, b in zip(together, alone, strict=True)]))
+        changed = [name for name, b in model.named_buffers() if not torch.equal(b, buffers[name])]
+        if changed or not off <= torch.finfo(w.dtype).eps ** 0.5 * size:
+            raise RuntimeError(f"its buffers {changed} change; its gradients, of size {size:.2g}, are off by {off:.2g}")
+    except RuntimeError as error:
+        raise ValueError("vmap cannot run this model in train mode: train one by one, with fit on copies of the task "
+                         f"and w=w[i] ({error})") from error
+    return 4 * theta(task).nbytes + sum(saved)
+
+
+def refuse_joint(optimizer: Callable, shapes: list) -> None:
+    """Raise for an optimiser that steps two stacked models otherwise than each alone, such as LBFGS or Adafactor."""
+    random = torch.Generator().manual_seed(0)
+    draws = [[torch.randn(2, *shape, generator=random, dtype=torch.float64) for shape in shapes] for _ in range(4)]
+
+    def stepped(rows):
+        leaves = [start[rows].clone().requires_grad_() for start in draws[0]]
+        steps = optimizer(leaves)
+        for slopes in draws[1:]:
+            for leaf, slope in zip(leaves, slopes, strict=True):
+                leaf.grad = slope[rows] * torch.tensor([1.0, 100.0]).reshape(2, *[1] * (slope.ndim - 1))[rows]
+            steps.step()
+        return leaves
+
+    words = "fit_many needs an optimiser that steps every number by its own gradient, such as SGD or Adam"
+    try:
+        together, alone = stepped(slice(None)), [stepped(0), stepped(1)]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{words}: {error}") from error
+    if not all(torch.allclose(both[i], alone[i][k], rtol=1e-9) for k, both in enumerate(together) for i in (0, 1)):
+        raise ValueError(f"{words}, got one that mixes the numbers of a tensor: train one by one, with fit on copies "
+                         "of the task and w=w[i]")

@@ -31,8 +31,8 @@ from influence_nb import (
     data,
     gradients,
     models,
+    newton,
     squared_error,
-    train,
 )
 
 DAMPINGS = (1e-3, 1e-2, 1e-1)  # of the GGN's mean eigenvalue
@@ -59,13 +59,13 @@ def trained(net, seed):
     task = Task(net(seed).double(), known.take(slice(200)), new.take(slice(20)), l2=3e-3)
 
     def risk_and_slope(flat):
-        train.move(task, torch.from_numpy(flat))
-        return train.risk(task), gradients.risk_gradient(task).numpy()
+        newton.move(task, torch.from_numpy(flat))
+        return newton.risk(task), gradients.risk_gradient(task).numpy()
 
     start = gradients.theta(task).numpy()
     found = minimize(risk_and_slope, start, jac=True, method="L-BFGS-B",
                      options={"maxiter": 3000, "maxfun": 5000, "maxcor": 30, "ftol": 0, "gtol": 1e-7})
-    train.move(task, torch.from_numpy(found.x))
+    newton.move(task, torch.from_numpy(found.x))
     assert converge(task).gradient_norm <= 1e-10
     return task
 

@@ -126,7 +126,7 @@ def test_fingerprint_sees_weights_labels_loss_and_l2():
 
 
 def further_step(task):
-    fit(task, 1, progress=False)
+    fit(task, 1, batch_size=7, progress=False)
 
 
 def other_weights(task):

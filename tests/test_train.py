@@ -1,21 +1,18 @@
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from problems import digits_task, mlp_task
-from sklearn.linear_model import LogisticRegression
+from problems import digits_task
 from torch import nn
 
-from influence_nb import Split, Task, converge, fit, gradients, models, train
-from influence_nb.checks import snapshot, untouched
+from influence_nb import Split, Task, fit, gradients, newton
 
 
 def test_full_batch_descent_is_gradient_descent_on_the_risk():
     task = digits_task(n=12, l2=0.3, trained=False)
     expected = gradients.theta(task)
     for _ in range(3):
-        train.move(task, expected)
+        newton.move(task, expected)
         expected = expected - 0.1 * gradients.risk_gradient(task)
     again = digits_task(n=12, l2=0.3, trained=False)
     fit(again, epochs=3, batch_size=12, optimizer=partial(torch.optim.SGD, lr=0.1), progress=False)
@@ -60,41 +57,13 @@ def test_mode_flags_and_gradients_are_left_as_found():
     assert all(p.grad is None for p in net.parameters()) and not net[1].weight.requires_grad
 
 
-def test_converge_reaches_the_optimum_that_scikit_learn_finds():
-    task = digits_task(n=60, l2=0.05)
-    assert gradients.risk_gradient(task).norm() <= 1e-10
-    oracle = LogisticRegression(C=1 / (60 * task.l2), tol=1e-12, max_iter=5000)
-    oracle.fit(task.train.x.flatten(1).numpy(), task.train.y.numpy())
-    ours = task.model.linear1.weight.detach().numpy()
-    assert np.abs(ours - oracle.coef_).max() < 1e-6  # its biases differ by a constant: the null direction
-    flipped = torch.softmax(task.outputs(), 1).numpy() - oracle.predict_proba(task.test.x.flatten(1).numpy())
-    assert np.abs(flipped).max() < 1e-6
-
-
-def test_converge_certifies_a_small_network():
-    task = mlp_task()
-    assert gradients.risk_gradient(task).norm() <= 1e-10
-    assert train.risk(task) == pytest.approx(float(task.losses(task.train).mean()) + 0.01 * float(
-        task.model.linear1.weight.square().sum() + task.model.linear2.weight.square().sum()), abs=1e-12)
-
-
 @pytest.mark.parametrize("call, error, words", [
     (lambda t: fit(t, epochs=1, w=torch.ones(3), progress=False), ValueError, r"\[n\] = \(12,\), got \(3,\)"),
     (lambda t: fit(t, epochs=1, batch_size=0, progress=False), ValueError, "batch_size 1 or more"),
     (lambda t: fit(t, epochs=40, batch_size=12, optimizer=partial(torch.optim.SGD, lr=1e200), progress=False),
      ValueError,
      "a smaller learning rate"),
-    (lambda t: converge(t.to(torch.float32)), TypeError, "converge needs float64"),
-    (lambda t: converge(t, max_steps=1), ValueError, r"after 1 Newton steps, got"),
 ])
 def test_bad_training_calls_are_refused(call, error, words):
     with pytest.raises(error, match=words):
         call(digits_task(n=12, trained=False))
-
-
-def test_converge_refuses_a_saddle():
-    task = digits_task(n=12, l2=1e-3, model=models.mlp([9, 5, 4]), trained=False)
-    with pytest.raises(ValueError, match="eigenvalue -.* < 0 here"):
-        converge(task)
-    before = snapshot(task.model)
-    assert untouched(task.model, before)

@@ -1,43 +1,111 @@
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from problems import digits_task
+from problems import digits_task, mlp_task
+from torch import nn
 
-from influence_nb import Split, Task, converge, leave_one_out, models
+from influence_nb import (
+    Split,
+    Task,
+    audit,
+    converge,
+    expected_effects,
+    fit,
+    fit_many,
+    leave_group_out,
+    leave_one_out,
+    models,
+    removal_effects,
+    subsets,
+    truth,
+)
 from influence_nb.checks import snapshot, untouched
 
+HERE = Path(__file__).parent
+RUN = {"epochs": 3, "batch_size": 7, "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9), "progress": False}
 
-def test_leave_one_out_equals_retraining_from_scratch_without_the_example():
+
+def margin(outputs, y):
+    return outputs[:, 0] - outputs[:, 1]
+
+
+def small(n=23, **changes):
+    """An untrained network on n examples."""
+    return replace(digits_task(n=n, model=models.mlp([9, 5, 4]), trained=False), **changes)
+
+
+def lost(task, w):
+    """A retrainer whose second model has infinite weights."""
+    ensemble = fit_many(task, w, 1, progress=False)
+    ensemble.thetas[1] = float("inf")
+    return ensemble
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The weights of every retraining to a certified optimum, as they begin; the base, with all examples, is None."""
+    calls, original = [], truth.converge
+
+    def counting(task, w=None, **settings):
+        calls.append(None if w is None else (w == 0).nonzero()[:, 0].tolist())
+        return original(task, w=w, **settings)
+
+    monkeypatch.setattr(truth, "converge", counting)
+    return calls
+
+
+def test_leave_one_out_and_groups_equal_retraining_from_scratch_without_the_examples():
     from sklearn.linear_model import LogisticRegression
 
-    task = digits_task(n=30)
-    effects = leave_one_out(task, [4, 21], progress=False)
+    task, groups = digits_task(n=30), [[4], [21], [3, 8, 21, 22], range(10)]
+    effects = leave_group_out(task, groups, progress=False)
+    assert torch.equal(leave_one_out(task, [4, 21], progress=False), effects[:, :2])
     x, y, z = task.train.x.flatten(1).numpy(), task.train.y.numpy(), task.test.x.flatten(1).numpy()
 
-    def test_losses(keep):  # C = 1/(n l2) with n = 30 in both: n stays n
+    def test_losses(keep):  # C = 1/(n l2) with n = 30 in all: n stays n
         oracle = LogisticRegression(C=1 / (30 * task.l2), tol=1e-13, max_iter=10000).fit(x[keep], y[keep])
         return -torch.tensor(oracle.predict_log_proba(z))[torch.arange(9), task.test.y]
 
     everything = list(range(30))
-    for column, j in enumerate((4, 21)):
-        without = [i for i in everything if i != j]
-        assert torch.allclose(effects[:, column], test_losses(without) - test_losses(everything), atol=1e-6)
+    for column, group in enumerate(groups):
+        rest = [i for i in everything if i not in group]
+        assert torch.allclose(effects[:, column], test_losses(rest) - test_losses(everything), atol=1e-6)
 
 
 def test_the_task_is_left_as_found_and_bad_ids_are_refused():
     task = digits_task(n=20)
     before = snapshot(task.model)
     leave_one_out(task, [0], progress=False)
+    removal_effects(task, subsets(20, 2), partial(fit, **RUN), progress=False)
     assert untouched(task.model, before)
     with pytest.raises(ValueError, match=r"0\.\.19, got 3\.\.20"):
         leave_one_out(task, [3, 20])
+    with pytest.raises(TypeError, match="whole numbers, got booleans or fractions: mask.nonzero"):
+        leave_one_out(task, torch.arange(20) < 3)
+    with pytest.raises(ValueError, match=r"\[m, n\] = \(m, 20\), got \(20, 3\)"):
+        removal_effects(task, subsets(20, 3).T)
+    with pytest.raises(ValueError, match="together= needs a retrain"):
+        leave_one_out(task, [3], together=5)
+    with pytest.raises(ValueError, match=r"retraining without \['none', \[7\]\] failed: expected finite test losses"):
+        leave_one_out(task, [7], retrain=lost, together=9, progress=False)
+    with pytest.raises(ValueError, match=r"retraining without \[7\] failed: expected \|gradient\| <= 1e-10 after 1 st"):
+        leave_one_out(task, [7], retrain=partial(converge, max_steps=1), progress=False)
 
 
 def test_with_a_measure_the_truth_is_its_drop():
-    def margin(outputs, y):
-        return outputs[:, 0] - outputs[:, 1]
-
     task = replace(digits_task(n=20), measure=margin)
     again = task.to(torch.float64)
     w = torch.ones(20, dtype=torch.float64)
@@ -53,3 +121,219 @@ def test_removing_a_copy_of_a_test_point_hurts_it():
     x[5], y[5] = task.test.x[2], task.test.y[2]
     planted = Task(models.logistic(9, 4).double(), Split(x, y), task.test, l2=task.l2)
     assert leave_one_out(planted, [5], progress=False)[2, 0] > 0
+
+
+def test_a_run_repeated_without_examples_is_fit_with_weights_of_zero():
+    task, w = small(measure=margin), subsets(23, 4, removed=0.3)
+    effects = removal_effects(task, w, partial(fit, **RUN), progress=False)
+
+    def value(row):
+        again = replace(task, model=copy.deepcopy(task.model))
+        fit(again, w=row, **RUN)
+        return margin(again.outputs(), None)
+
+    for k in range(4):
+        assert torch.allclose(effects[:, k], value(torch.ones(23)) - value(w[k]), rtol=0, atol=1e-12)
+    assert float(effects.abs().max()) > 1e-2
+    everything = removal_effects(task, torch.ones(1, 23), partial(fit, **RUN), progress=False)
+    assert torch.equal(everything, torch.zeros(9, 1).double())
+    for together in (2, 3, 100):  # of 5 runs, with the one with all examples
+        many = removal_effects(task, w, partial(fit_many, **RUN), together, progress=False)
+        assert torch.allclose(many, effects, rtol=0, atol=1e-12)
+    with pytest.raises(TypeError, match="must return an Ensemble, as fit_many does, got History"):
+        removal_effects(task, torch.ones(1, 23), lambda task, w: fit(task, w=w[0], **RUN), 5, progress=False)
+
+
+def test_models_with_statistics_of_their_own_are_retrained_one_by_one():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 5), nn.BatchNorm1d(5), nn.Linear(5, 4))
+    task, w = small(model=net.double()), subsets(23, 2)
+    effects, ends = removal_effects(task, w, partial(fit, **RUN), progress=False), []
+    for row in (torch.ones(23), w[1]):
+        again = replace(task, model=copy.deepcopy(net))
+        fit(again, w=row, **RUN)
+        ends.append(again.losses())
+    assert torch.allclose(effects[:, 1], ends[1] - ends[0], rtol=0, atol=1e-12)
+
+
+def test_subsets_leave_out_the_same_number_at_random():
+    w = subsets(40, 300, removed=0.25, seed=1)
+    assert w.shape == (300, 40) and ((w == 0) | (w == 1)).all() and (w.sum(1) == 30).all()
+    assert torch.equal(w, subsets(40, 300, 0.25, seed=1)) and not torch.equal(w, subsets(40, 300, 0.25, seed=2))
+    assert (w.mean(0) - 0.75).abs().max() < 5 * (0.25 * 0.75 / 300) ** 0.5
+    for removed in (0.01, 0.99, 1.5):
+        with pytest.raises(ValueError, match="leaves out 1 to 39 of 40"):
+            subsets(40, 2, removed)
+
+
+def test_expected_truth_is_the_mean_over_runs_with_fresh_weights_and_order(tmp_path):
+    task, w = small(), subsets(23, 3)
+    fresh = partial(models.mlp, [9, 5, 4])
+    found = expected_effects(task, w, partial(fit_many, **RUN), seeds=[3, 5, 8], model=fresh, together=9,
+                             progress=False, store=tmp_path)
+    for k, seed in enumerate((3, 5, 8)):
+        run = replace(task, model=fresh(seed=seed).double())
+        ensemble = fit_many(run, torch.cat([torch.ones(1, 23), w]), seed=seed, **RUN)
+        expected = (ensemble.losses()[1:] - ensemble.losses()[0]).T
+        assert torch.allclose(found.replicates[k], expected, rtol=0, atol=1e-12)
+    assert torch.allclose(found.mean, found.replicates.mean(0))
+    by_hand = found.replicates.numpy().std(0, ddof=1) / 3**0.5
+    assert np.allclose(found.standard_error, by_hand) and found.standard_error.min() > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-3", "seed-5", "seed-8"]
+    order_only = expected_effects(task, w, partial(fit_many, **RUN), range(2), together=9, progress=False)
+    same = fit_many(task, torch.cat([torch.ones(1, 23), w]), seed=1, **RUN).losses()
+    assert torch.allclose(order_only.replicates[1], (same[1:] - same[0]).T, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"two different numbers, got \[4, 4\]"):
+        expected_effects(task, w, partial(fit_many, **RUN), [4, 4])
+
+
+def test_a_store_repeats_no_finished_retraining_and_can_be_audited(tmp_path, counted):
+    task = mlp_task()
+    whole = leave_one_out(task, [5, 7, 30, 2], progress=False)
+    counted.clear()
+    first = leave_one_out(task, [5, 7], store=tmp_path, progress=False)
+    assert counted == [None, [5], [7]]
+    assert torch.equal(leave_one_out(task, [5, 7, 30, 2], store=tmp_path, progress=False), whole)
+    assert counted == [None, [5], [7], None, [30], [2]] and torch.equal(first, whole[:, :2])
+    again = leave_one_out(task, [2, 7, 7], store=tmp_path, progress=False)
+    assert len(counted) == 6 and torch.equal(again, whole[:, [3, 1, 1]])  # not even the base is computed again
+
+    header, block = audit(tmp_path)
+    assert header["task"] == task.fingerprint() and "1e-10" in header["retraining"] and header["versions"]["torch"]
+    assert [(row == 0).nonzero()[0].tolist() for row in block.w] == [[2], [5], [7], [30], []]
+    assert torch.allclose(torch.from_numpy(block.readings[2] - block.readings[4]), whole[:, 1], rtol=0, atol=0)
+    assert all(c["gradient_norm"] <= 1e-10 for c in block.certificates)
+    assert all(c["passes"] > 1 for c in block.certificates[:4])
+    base = block.certificates[4]  # certified in full
+    assert base["smallest_eigenvalue"] > 0 and base["null"] == ["a constant added to linear2.bias"]
+
+
+def test_a_store_of_another_question_is_refused_and_left_as_it_was(tmp_path):
+    task, store = digits_task(n=20), tmp_path / "truth"
+    leave_one_out(task, [3], store=store, progress=False)
+    before = {path.name: path.read_bytes() for path in store.iterdir()}
+    other = digits_task(n=20, l2=0.1)
+    few = replace(task, test=task.test.take([1, 2]))
+    for refused, words in [
+        (lambda: leave_one_out(other, [3], store=store), "task .*, got "),
+        (lambda: leave_one_out(few, [3], store=store), "test points"),
+        (lambda: leave_one_out(task, [3], tol=1e-8, store=store), r"\|gradient\| <= 1e-08"),
+        (lambda: leave_one_out(task, [3], store=store, retrain=partial(fit, **RUN)),
+         r"retraining 'fit\(batch_size=7, epochs=3, optimizer=SGD\(lr=0.1, momentum=0.9\)\)'"),
+        (lambda: leave_one_out(task, [3], store=store, retrain=lambda task, w: None), "partial in place of lambda"),
+        (lambda: leave_one_out(task, [3], store=tmp_path), "a new or empty folder"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            refused()
+    assert before == {path.name: path.read_bytes() for path in store.iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["truth"]
+    leave_one_out(task, [3], store=tmp_path / "fit", retrain=partial(fit, **RUN), progress=False)
+    with pytest.raises(ValueError, match="epochs=3.*got.*epochs=3|epochs=4"):
+        leave_one_out(task, [3], store=tmp_path / "fit", retrain=partial(fit, **RUN | {"epochs": 4}))
+
+
+def test_damaged_and_foreign_files_are_reported(tmp_path):
+    task = digits_task(n=20)
+    effects = leave_one_out(task, [3, 4], store=tmp_path, progress=False)
+    first, second, _ = sorted(tmp_path.glob("*.npz"))
+    whole = first.read_bytes()
+    for content in (whole[:60], whole[:-40], b"", b"notes", second.read_bytes()):
+        first.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{first.name} .*: delete it"):
+            leave_one_out(task, [3, 4], store=tmp_path, progress=False)
+    np.savez(first, w=np.ones((1, 20)))
+    with pytest.raises(ValueError, match=f"{first.name} .* is damaged, or no file of a store"):
+        audit(tmp_path)
+    first.unlink()
+    assert torch.equal(leave_one_out(task, [3, 4], store=tmp_path, progress=False), effects)
+    assert first.read_bytes() and len(audit(tmp_path)[1].w) == 3
+    (tmp_path / "header.json").write_text(json.dumps({"format": "other"}))
+    with pytest.raises(ValueError, match="new or empty folder, or one of retrainings"):
+        leave_one_out(task, [3, 4], store=tmp_path)
+
+
+KILLED = """
+import sys, time
+import torch
+from problems import digits_task
+from influence_nb import leave_one_out, truth
+
+torch.set_num_threads(1)
+original = truth.converge
+
+def slowly(task, w=None, **settings):
+    time.sleep(0.1)
+    return original(task, w=w, **settings)
+
+truth.converge = slowly
+leave_one_out(digits_task(n=30), range(12), store=sys.argv[1], progress=False)
+"""
+
+
+def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path, counted):
+    task = digits_task(n=30)
+    unbroken = leave_one_out(task, range(12), progress=False)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    run = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=env)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("*.npz"))) < 6 and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    finished = [(row == 0).nonzero()[0].tolist() for row in audit(tmp_path)[1].w]
+    assert 6 <= len(finished) < 13
+    counted.clear()
+    assert torch.equal(leave_one_out(task, range(12), store=tmp_path, progress=False), unbroken)
+    assert counted == [None, *([j] for j in range(12) if [j] not in finished)]
+
+
+class Stopped:
+    """Trains, and notes it in a file; at its third call in all it is interrupted."""
+
+    def __init__(self, log):
+        self.log = log
+        self.log.touch()
+
+    def calls(self):
+        return len(self.log.read_text())
+
+    def __call__(self, task, w):
+        self.log.write_text(self.log.read_text() + ".")
+        if self.calls() == 3:
+            raise KeyboardInterrupt
+        return fit(task, w=w, **RUN)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_an_interrupted_run_keeps_what_is_finished(tmp_path, threads):
+    task, w, retrain, store = small(), subsets(23, 60), Stopped(tmp_path / "log"), tmp_path / "truth"
+    with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
+        removal_effects(task, w, retrain, store=store, executor=pool if threads else None, progress=False)
+    calls, finished = retrain.calls(), len(list(store.glob("*.npz")))
+    assert finished >= 2 and calls < 30  # what was waiting is given up
+    again = removal_effects(task, w, retrain, store=store, progress=False)
+    assert retrain.calls() == calls + 61 - finished
+    assert torch.equal(again, removal_effects(task, w, partial(fit, **RUN), progress=False))
+
+
+def test_every_executor_gives_the_same_numbers(tmp_path):
+    task, ids, w = mlp_task(), [1, 5, 33, 8], subsets(23, 5)
+    here, run = leave_one_out(task, ids, progress=False), partial(fit_many, **RUN)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=torch.set_num_threads,
+                             initargs=(1,)) as pool:
+        before = snapshot(task.model)
+        assert torch.equal(leave_one_out(task, ids, store=tmp_path, executor=pool, progress=False), here)
+        assert untouched(task.model, before) and not task.train.x.is_shared()
+        assert len(audit(tmp_path)[1].w) == 5
+        many = removal_effects(small(), w, run, 2, executor=pool, progress=False)
+        assert torch.equal(many, removal_effects(small(), w, run, 2, progress=False))
+        with pytest.raises(ValueError, match=r"retraining without \[5\] failed: expected \|gradient\|"):
+            leave_one_out(task, [5], retrain=partial(converge, max_steps=1), executor=pool, progress=False)
+
+
+def test_dask_gives_the_same_numbers():
+    from distributed import Client
+
+    task, ids = digits_task(n=20), [1, 5, 8]
+    with Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as client:
+        there = leave_one_out(task, ids, executor=client.get_executor(), progress=False)
+    assert torch.equal(there, leave_one_out(task, ids, progress=False))

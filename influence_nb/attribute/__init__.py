@@ -4,8 +4,11 @@ from .datainf import DataInf
 from .influence import CG, Influence
 from .iterative import Arnoldi, LiSSA, Nystroem
 from .kfac import EKFAC, KFAC
+from .refine import Refined
 from .similarity import Cosine
 from .tracin import GradCos, GradDot, TracIn
 from .trak import TRAK
+from .unrolled import Unrolled
 
-METHODS = (Influence, CG, LiSSA, Arnoldi, Nystroem, EKFAC, KFAC, TRAK, DataInf, GradDot, GradCos, TracIn, Cosine)
+METHODS = (Influence, Refined, CG, LiSSA, Arnoldi, Nystroem, EKFAC, KFAC, Unrolled, TRAK, DataInf, GradDot, GradCos,
+           TracIn, Cosine)

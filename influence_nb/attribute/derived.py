@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..curvature import GGN, LeadingGGN
 from ..gradients import Gradients, dense, rise_slopes
 from ..kronecker import Kronecker
-from ..parameters import outputs_at, parameters, theta, unflatten
+from ..parameters import parameters, theta, unflatten
+from ..removal import group, reading
 from ..scores import Scores
 from ..sketch import Sketch
 from ..solve import Eigen, cg
@@ -36,27 +37,6 @@ def inverting(method, split: Split | None = None, averaged: bool = False) -> tup
         raise ValueError(f"expected a method of one model, whose theta moves, got {type(method).__name__} with "
                          f"{further} further models: models=()")
     return task, split
-
-
-def group(ids, n: int) -> Tensor:
-    """Training ids [k] as given, checked."""
-    wanted = f"expected a list of different training ids in 0..{n - 1}, got"
-    try:
-        found = torch.as_tensor(ids).reshape(-1)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{wanted} {type(ids).__name__}: list(range(...))?") from error
-    if not len(found):
-        raise ValueError(f"{wanted} none")
-    if found.dtype == torch.bool:
-        raise ValueError(f"{wanted} a mask of {len(found)}: mask.nonzero()[:, 0]?")
-    if found.is_floating_point() or found.is_complex():
-        raise ValueError(f"{wanted} numbers of {found.dtype}: ids.long()?")
-    if len(outside := found[(found < 0) | (found >= n)]):
-        raise ValueError(f"{wanted} {int(outside[0])}")
-    values, times = found.unique(return_counts=True)
-    if len(twice := values[times > 1]):
-        raise ValueError(f"{wanted} {int(twice[0])} more than once")
-    return found.long().cpu()
 
 
 def theta_change(method) -> Tensor:
@@ -157,13 +137,6 @@ def preconditioner(solver, damping: float) -> Callable | None:
     if isinstance(solver, Eigen):
         return lambda R: solver.inverse_times(R, damping)  # without the check for null directions
     return (lambda R: solver.solve(R, damping)) if isinstance(solver, (Kronecker, Sketch)) else None
-
-
-def reading(task: Task, split: Split, flat: Tensor) -> Tensor:
-    """What a removal raises, the losses or minus the task's measure, [n] at parameters `flat`."""
-    with as_found(task.model), torch.no_grad():
-        outputs = torch.cat([outputs_at(task, flat, x) for x in split.x.split(1000)])
-    return task.loss(outputs, split.y) if task.measure is None else -task.measure(outputs, split.y)
 
 
 def input_influence(method, ids, split: Split | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from ..removal import (
     ten_times,
 )
 from ..scores import Scores
-from ..solve import Refined
+from ..solve import Iterated
 from ..task import Split, Task, asked
 
 
@@ -102,7 +102,7 @@ def factored(method, task: Task, corrected: bool):
     method.factors_ = method.solver_ = Kronecker(method.curvature_, corrected, sums)
     if refine := getattr(method, "refine", 0):
         method.curvature_ = GGN(task)
-        method.solver_ = Refined(method.curvature_, method.factors_, refine)
+        method.solver_ = Iterated(method.curvature_, method.factors_, refine)
         return method
     method.error_ = probe_error(method, method.factors_)
     return method

@@ -1,0 +1,49 @@
+"""How fast retraining is: 100 networks on random halves of the training set, side by side and one by one.
+
+    python benchmarks/retraining.py
+"""
+
+import copy
+import time
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from influence_nb import Split, Task, data, fit, fit_many, models, subsets
+
+EPOCHS, M = 5, 100
+MOMENTUM = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+
+
+def pixels(side: int, n: int = 1000) -> tuple[Split, Split]:
+    """The first n training and 200 test digits, scaled to side x side pixels."""
+    train, test = data.load("mnist-5500")
+    return tuple(replace(split, x=torch.nn.functional.interpolate(split.x, (side, side), mode="area"), text=())
+                 for split in (train.take(slice(n)), test.take(slice(200))))
+
+
+def row(name: str, model, side: int, batch_size: int):
+    """Train M models both ways, and print how long that took and how far the results are apart."""
+    task = Task(model, *pixels(side), l2=1e-3)
+    w = subsets(len(task.train), M)
+    settings = {"epochs": EPOCHS, "batch_size": batch_size, "optimizer": MOMENTUM, "progress": False}
+    start = time.perf_counter()
+    losses = fit_many(task, w, **settings).losses()
+    many = time.perf_counter() - start
+    start, apart = time.perf_counter(), 0.0
+    for i in range(M):
+        one = replace(task, model=copy.deepcopy(task.model))
+        fit(one, w=w[i], **settings)
+        apart = max(apart, float((one.losses() - losses[i]).abs().max()))
+    alone = time.perf_counter() - start
+    print(f"{name:34}{batch_size:7}{alone:12.1f}{many:14.2f}{alone / many:8.1f}{apart:22.1e}", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(f"{M} networks, 1,000 digits, {EPOCHS} epochs of SGD with momentum, float32, one thread")
+    print(f"{'network':34}{'batch':>7}{'one by one':>12}{'side by side':>14}{'times':>8}{'losses apart, nats':>22}")
+    row("mlp 784-32-10", models.mlp([784, 32, 10]), 28, 100)
+    row("mlp 100-16-10", models.mlp([100, 16, 10]), 10, 100)
+    row("mlp 100-16-10", models.mlp([100, 16, 10]), 10, 20)

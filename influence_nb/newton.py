@@ -1,0 +1,241 @@
+"""Minimising the risk to a certified stationary point: quasi-Newton steps in the metric of its own curvature.
+
+A step is theta <- theta - a B^-1 grad R. B starts as Q |values| Q^T + |grad R| I of a Hessian, so that steps lead away
+from a saddle (Dauphin et al. 2014, "saddle-free Newton") and are short where the gradient is large (Li et al. 2004),
+and learns from every step by the updates of L-BFGS (Nocedal & Wright 2006, algorithm 7.4). One step costs one pass over
+the training set.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .curvature import Hessian
+from .gradients import batches
+from .parameters import parameters, penalty, pieces, theta, unflatten
+from .solve import Eigen
+from .task import Task, as_found
+
+
+@dataclass
+class Convergence:
+    """Where `converge` stopped, and what certifies it.
+
+    Attributes:
+        risk: R(theta; w), in the loss's unit.
+        gradient_norm: |grad R|.
+        decrement: sqrt(grad^T H^-1 grad), the length of the Newton step that is left, in the metric of H. The effect of
+            a removal is measured well where its own, sqrt(g_j^T H^-1 g_j) / n, is far larger.
+        smallest_eigenvalue: of the Hessian here, off its null directions; None where it was not computed, as a base was
+            given, or the model is float32.
+        null: for every null direction, in words, which parameters it moves.
+        steps, passes: quasi-Newton steps, and the passes over the training set that they took.
+        eigen: the decomposition of the Hessian here, the base for retraining nearby; None as above.
+    """
+
+    risk: float
+    gradient_norm: float
+    decrement: float
+    smallest_eigenvalue: float | None
+    null: list
+    steps: int
+    passes: int
+    eigen: Eigen | None = field(repr=False, default=None)
+
+
+def converge(task: Task, w: Tensor | None = None, tol: float = 1e-10, max_steps: int = 500, base: Eigen | None = None,
+             curvature: Callable = Hessian, watch: Callable | None = None) -> Convergence:
+    """Bring `task.model`, in place, to a minimum of R(theta; w), and certify it.
+
+    Steps are taken in the metric of a dense curvature matrix, which is computed anew after every REFRESH of them.
+    Where a stationary point turns out to be a saddle, the search goes on along its most negative curvature.
+
+    Args:
+        w: Tensor [n] of training weights; None for all 1.
+        tol: stop at |gradient| <= tol.
+        max_steps: quasi-Newton steps in all.
+        base: decomposition of the Hessian at a nearby minimum. No dense matrix is then formed, and none certifies the
+            end: the cheap way to retrain with one example less.
+        curvature: (task, w) -> what the metric is made from; GGN is the cheaper one, far from the minimum.
+        watch: watch(point) is called after every step, with theta [p], value, slope [p] and passes.
+
+    Cost: a pass over the training set a step; a dense Hessian (p products) every REFRESH steps and one at the end.
+
+    Raises:
+        TypeError: the model is not float64, which tol < 1e-4 needs.
+        ValueError: tol is not reached in max_steps, or no step lowers the risk any more.
+    """
+    if theta(task).dtype != torch.float64 and tol < 1e-4:
+        raise TypeError(f"converge to {tol:g} needs float64, got {theta(task).dtype}: use task.to(torch.float64)")
+    evaluate, noise = partial(risk_and_slope, task, w=w), 10 * torch.finfo(theta(task).dtype).eps
+    left, passes, eigen = max_steps, 0, base
+    while True:
+        eigen = eigen or Eigen.of(curvature(task, w).dense())
+        start = theta(task).double()
+        value, slope = evaluate(start)
+        metric = absolute(eigen, DAMPING * float(slope.norm()) if base is None else 0.0)
+        for point in descend(evaluate, start, metric.inverse_times, (value, slope), noise):
+            if watch is not None:
+                watch(point)
+            done = bool(point.slope.norm() <= tol)
+            if done or point.steps == (left if base is not None else min(left, REFRESH)):
+                break
+        left, passes, eigen = left - point.steps, passes + 1 + point.passes, None
+        move(task, point.theta)
+        if not done and (left == 0 or point.steps == 0 or base is not None):
+            raise ValueError(f"expected |gradient| <= {tol:g} after {max_steps - left} steps, got "
+                             f"{point.slope.norm():.3g}: start nearer (train first), or raise l2 or max_steps")
+        if done:
+            certify = base is None and theta(task).dtype == torch.float64
+            eigen = Eigen.of(Hessian(task, w).dense()) if certify else None
+            smallest = eigen and eigen.facts(0.0)["smallest eigenvalue"]
+            if certify and smallest <= 0:
+                move(task, point.theta + along_negative_curvature(evaluate, point, eigen))
+                continue
+            null = null_directions(task, eigen) if certify else []
+            return Convergence(point.value, float(point.slope.norm()), point.decrement, smallest, null,
+                               max_steps - left, passes, eigen)
+
+
+REFRESH = 100  # quasi-Newton steps, after which the metric is computed anew
+DAMPING = 0.1  # of the metric, as a share of |gradient|
+
+
+class Point(NamedTuple):
+    """One step of a descent.
+
+    Attributes:
+        theta, value, slope: where it is, Tensor [p]; what is minimised, there; and its gradient [p].
+        step: Tensor [p], the quasi-Newton step from here, not yet taken.
+        steps, passes: taken so far, and evaluations so far.
+        turned: whether the path met negative curvature, or a step that had to be shortened.
+    """
+
+    theta: Tensor
+    value: float
+    slope: Tensor
+    step: Tensor
+    steps: int
+    passes: int
+    turned: bool
+
+    @property
+    def decrement(self) -> float:
+        """The length of the step that is left, in the metric of the curvature: sqrt(-slope^T step)."""
+        return max(0.0, -float(self.slope @ self.step)) ** 0.5
+
+
+def descend(evaluate: Callable, start: Tensor, inverse: Callable, at_start: tuple | None = None, noise: float = 1e-15,
+            memory: int = 100) -> Iterator[Point]:
+    """`start` and the points of a quasi-Newton descent from it, each one pass further (or more, where a step was too
+    long).
+
+    It ends where no step along the direction lowers the value beyond its rounding.
+
+    Args:
+        evaluate: theta [p] -> (value, slope [p]), one pass.
+        inverse: R [p, k] -> B^-1 R, the positive definite start of the inverse curvature.
+        at_start: (value, slope) at the start, where they are known.
+        noise: relative rounding of the value. Below it a step counts as good where the slope along it has shrunk.
+        memory: steps remembered.
+
+    Source: Nocedal & Wright (2006), algorithm 7.4; accepting by the slope: Hager & Zhang (2005), eq. 4.1.
+    """
+    pairs, here, passes, steps, turned = deque(maxlen=memory), start, int(at_start is None), 0, False
+    value, slope = at_start or evaluate(start)
+    while True:
+        d = -inverse_times(pairs, inverse, slope)
+        yield Point(here, value, slope, d, steps, passes, turned)
+        fall, length = float(slope @ d), 1.0
+        for _ in range(20):
+            new, new_slope = evaluate(here + length * d)
+            passes += 1
+            if new <= value + 1e-4 * length * fall:
+                break
+            if new <= value + noise * abs(value) and abs(float(new_slope @ d)) <= 0.9 * abs(fall):
+                break
+            bend = 2 * (new - value - length * fall)             # the minimum of the parabola through both values
+            shorter = -fall * length**2 / bend if bend > 0 else 0.0
+            length, turned = min(max(shorter, 0.1 * length), 0.5 * length), True
+        else:
+            return
+        s, y = length * d, new_slope - slope
+        if s @ y > 1e-10 * s.norm() * y.norm():
+            pairs.append((s, y))
+        else:
+            turned = True
+        here, value, slope, steps = here + s, new, new_slope, steps + 1
+
+
+def inverse_times(pairs, inverse: Callable, r: Tensor) -> Tensor:
+    """B^-1 r [p] with the L-BFGS updates of (step, change of slope) pairs on top of a base inverse."""
+    r, shares = r.clone(), []
+    for s, y in reversed(pairs):
+        shares.append((s @ r) / (s @ y))
+        r -= shares[-1] * y
+    r = inverse(r[:, None])[:, 0]
+    for s, y in pairs:
+        r += (shares.pop() - (y @ r) / (s @ y)) * s
+    return r
+
+
+def absolute(eigen: Eigen, more: float = 0.0) -> Eigen:
+    """The positive definite |H| + more I of a decomposition."""
+    return Eigen(eigen.values.abs() + more, eigen.vectors, eigen.rounding)
+
+
+def along_negative_curvature(evaluate: Callable, point: Point, eigen: Eigen) -> Tensor:
+    """A move [p] along the most negative eigenvector that lowers the value, the longest of a few."""
+    u = eigen.vectors[:, 0]
+    for length in (1.0, 0.3, 0.1, 0.03, 0.01, 1e-3):
+        for move_by in (length * u, -length * u):
+            if evaluate(point.theta + move_by)[0] < point.value:
+                return move_by
+    raise ValueError(f"the Hessian has eigenvalue {eigen.values[0]:.3g} < 0 at a stationary point, and no step along "
+                     "it lowers the risk: perturb the weights, or raise l2")
+
+
+def null_directions(task: Task, eigen: Eigen) -> list[str]:
+    """What each null direction of the Hessian moves, in words, for example "a constant added to linear2.bias"."""
+    found = []
+    for u in eigen.vectors[:, eigen.null()].T:
+        named = {name: piece for name, piece in pieces(task, u).items() if piece.square().sum() > 1e-6}
+        same = all((piece - piece.mean()).abs().max() < 1e-3 * piece.abs().max() for piece in named.values())
+        found.append((("a constant added to " if same else "within ") + " and ".join(named)))
+    return found
+
+
+def risk_and_slope(task: Task, flat: Tensor, w: Tensor | None = None, batch_size: int = 100) -> tuple[float, Tensor]:
+    """R(theta; w) and its gradient [p], float64 sums over batches in the model's own precision; theta = flat is left in
+    the model."""
+    move(task, flat)
+    named, n = list(parameters(task).values()), len(task.train)
+    ridge = penalty(task).double()
+    value, slope = 0.5 * float((ridge * flat.square()).sum()), ridge * flat
+    weights = torch.ones(n, device=flat.device) if w is None else w
+    with as_found(task.model), torch.enable_grad():
+        for (x, y), wb in zip(batches(task.train, batch_size), weights.split(batch_size)):
+            part = (wb * task.loss(task.model(x), y)).sum()
+            found = torch.autograd.grad(part, named, allow_unused=True, materialize_grads=True)
+            value += float(part.detach()) / n
+            slope = slope + torch.cat([piece.reshape(-1) for piece in found]).double() / n
+    return value, slope
+
+
+def risk(task: Task, w: Tensor | None = None) -> float:
+    """R(theta; w) over the whole training set, in the loss's unit; w [n] defaults to all 1."""
+    losses = task.losses(task.train)
+    value = losses.mean() if w is None else (w * losses).mean()
+    return float(value + 0.5 * (penalty(task) * theta(task).square()).sum())
+
+
+def move(task: Task, flat: Tensor) -> None:
+    """Write a flat parameter vector [p] into the model."""
+    with torch.no_grad():
+        for name, piece in unflatten(task, flat).items():
+            parameters(task)[name].copy_(piece)

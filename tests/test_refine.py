@@ -1,0 +1,146 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from problems import digits_task, mlp_task
+
+from influence_nb import GradDot, Influence, Refined, Split, Task, converge, curvature, gradients, leave_one_out, models
+from influence_nb.attribute.refine import without
+from influence_nb.removal import group
+from influence_nb.solve import Eigen
+
+
+def pearson(S, truth):
+    """The least correlation over the test points."""
+    return min(float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in zip(S, truth, strict=True))
+
+
+@pytest.fixture(scope="module")
+def problem():
+    task = mlp_task()
+    return task, leave_one_out(task, range(40), progress=False)
+
+
+def test_two_passes_do_what_first_order_cannot(problem):
+    task, truth = problem
+    first, refined = Influence().fit(task).scores().values, Refined(passes=2, progress=False).fit(task)
+    assert pearson(first, truth) < 0.9 and pearson(GradDot().fit(task).scores().values, truth) < 0.9
+    assert pearson(refined.scores().values, truth) > 0.999
+    assert refined.passes_.max() <= 2 and not refined.turned_.any()
+
+
+def test_run_to_the_end_it_is_leave_one_out(problem):
+    task, truth = problem
+    refined = Refined(passes=60, tol=1e-9, progress=False).fit(task)
+    assert torch.allclose(refined.scores().values, truth, atol=1e-8)
+    for point in refined.path(3):
+        if point.slope.norm() < 1e-10:
+            break
+    w = torch.ones(40, dtype=torch.float64)
+    w[3] = 0
+    again = task.to(torch.float64)
+    converge(again, w)
+    there = replace(task, model=copy.deepcopy(task.model))
+    curvature_there = torch.linalg.eigvalsh(curvature.Hessian(again, w).dense())
+    null = torch.zeros(74, dtype=torch.float64)
+    null[-4:] = 0.5                                                                # a constant on the output biases
+    way = point.theta - gradients.theta(again)
+    assert (way - null * (null @ way)).norm() < 1e-8 and curvature_there[1] > 0
+    assert torch.equal(gradients.theta(there), gradients.theta(task))              # the task itself has not moved
+
+
+def test_the_first_step_is_newton_s_own_where_the_ggn_is_the_hessian():
+    task = digits_task(n=30)                                                       # softmax regression
+    refined, j, w = Refined(progress=False).fit(task), 4, torch.ones(30, dtype=torch.float64)
+    w[j] = 0
+    point = next(refined.path(j))
+    H = curvature.Hessian(task, w).dense()
+    g = gradients.example_gradients(task, task.train.take([j]))[0]
+    assert point.passes == 0 and torch.allclose(point.slope, -g / 30, atol=1e-12)
+    newton = torch.linalg.pinv(H, hermitian=True, rtol=1e-12) @ g / 30
+    assert torch.allclose(point.step, newton, atol=1e-9)
+
+
+def test_error_bars_hold_the_truth_of_most_pairs(problem):
+    task, truth = problem
+    refined = Refined(passes=1, progress=False).fit(task)
+    miss = (refined.scores().values - truth).abs()
+    assert (miss <= refined.errors_).double().mean() > 0.9                         # the step before changed more
+    finer = Refined(passes=4, progress=False).fit(task)
+    finer.scores()
+    assert finer.errors_.median() < 0.1 * refined.errors_.median()
+
+
+def test_only_the_examples_asked_for_are_followed(problem):
+    task, truth = problem
+    some = Refined(ids=[5, 7], progress=False).fit(task)
+    values, free = some.scores().values, Refined(passes=0, progress=False).fit(task).scores().values
+    others = [j for j in range(40) if j not in (5, 7)]
+    assert torch.equal(values[:, others], free[:, others]) and some.passes_.nonzero()[:, 0].tolist() == [5, 7]
+    assert torch.allclose(values[:, [5, 7]], truth[:, [5, 7]], rtol=0.05, atol=1e-4)
+    assert some.scores().certificate["passes per followed example"] == some.passes_[[5, 7]].double().mean()
+
+
+def test_where_the_weights_are_no_minimum_it_follows_the_risk_seen_from_them():
+    task = digits_task(n=30)
+    for p in task.model.parameters():
+        p.data += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=p.dtype)
+    start, slope, damping = gradients.theta(task), gradients.risk_gradient(task), 0.1
+    refined, w = Refined(damping=damping, progress=False).fit(task), torch.ones(30, dtype=torch.float64)
+    w[4] = 0
+    *_, point = (point for point, _ in zip(refined.path(4), range(12)))
+    again = task.to(torch.float64)
+    for p, piece in zip(again.model.parameters(), [point.theta[:36].view(4, 9), point.theta[36:]], strict=True):
+        p.data.copy_(piece)
+    still = gradients.risk_gradient(again, w) - slope + damping * (point.theta - start)
+    assert still.norm() < 1e-9 < (point.theta - start).norm()
+
+
+def test_with_a_measure_it_follows_the_drop(problem):
+    def margin(outputs, y):
+        return outputs[:, 0] - outputs[:, 1]
+
+    task = replace(problem[0], measure=margin)
+    refined = Refined(passes=40, tol=1e-9, ids=[3, 9], progress=False).fit(task)
+    assert torch.allclose(refined.scores().values[:, [3, 9]], leave_one_out(task, [3, 9], progress=False), atol=1e-8)
+
+
+def test_leverage_is_taken_out_exactly_until_nothing_would_be_left():
+    random = torch.Generator().manual_seed(0)
+    A, F = (torch.randn(m, 6, generator=random, dtype=torch.float64) for m in (9, 2))
+    H, R = A.T @ A, torch.randn(6, 3, generator=random, dtype=torch.float64)
+    F = 0.3 * F
+    expected = torch.linalg.solve(H + 0.1 * torch.eye(6) - F.T @ F, R)
+    assert torch.allclose(without(F, Eigen.of(H), 0.1)(R), expected, atol=1e-10)
+    assert torch.allclose(without(100 * F, Eigen.of(H), 0.1)(R), torch.linalg.solve(H + 0.1 * torch.eye(6), R))
+
+
+def test_a_path_that_turns_is_flagged():
+    x = torch.randn(12, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    y = torch.randint(3, (12,), generator=torch.Generator().manual_seed(4))
+    task = Task(models.mlp([6, 6, 3], seed=2).double(), Split(x[:10], y[:10]), Split(x[10:], y[10:]), l2=1e-3)
+    converge(task, max_steps=3000)                                                 # 69 parameters, 10 examples
+    refined = Refined(passes=6, progress=False).fit(task)
+    refined.scores()
+    assert refined.turned_.any()
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: Refined(ids=[50], progress=False), r"0\.\.39, got 50"),
+    (lambda: Refined(passes=-1), "passes must be 0 or more"),
+    (lambda: Refined(tol=0.0), "tol must be above 0"),
+])
+def test_bad_calls_are_refused(problem, make, words):
+    with pytest.raises(ValueError, match=words):
+        make().fit(problem[0]).scores()
+
+
+def test_a_saddle_is_refused():
+    task = digits_task(n=12, l2=1e-3, model=models.mlp([9, 5, 4]), trained=False)
+    with pytest.raises(ValueError, match=r"at a minimum, got a Hessian with eigenvalue -"):
+        Refined().fit(task)
+
+
+def test_group_is_shared_with_the_group_effects():
+    assert group([3, 1], 5).tolist() == [3, 1]
