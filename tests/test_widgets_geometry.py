@@ -78,6 +78,12 @@ def test_the_first_view_shows_everything(js, cloud, equal):
     assert (view["sx"] == view["sy"]) == equal
 
 
+def test_predicted_and_actual_have_one_range(js):
+    assert js("g.squared([0.1, 0.4, -0.2, 0.3], 0.7)") == [-0.2, 0.7, -0.2, 0.7]
+    assert js("[g.squared([0.1, 0.4, 0.2, 0.3], null), g.squared(null, -2), g.squared(null, null)]") == [
+        [0, 0.4, 0, 0.4], [-2, 0, -2, 0], [-1, 1, -1, 1]]
+
+
 def test_zoom_keeps_what_is_under_the_pointer(js):
     pointer = [200, 90]
     view, before, after = js("((closer) => [closer, g.toData(view, area, ...at), g.toData(closer, area, ...at)])"

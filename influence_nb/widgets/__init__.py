@@ -2,5 +2,6 @@
 
 from influence_nb.widgets.explorer import Explorer
 from influence_nb.widgets.state import ExplorerState
+from influence_nb.widgets.whatif import WhatIf
 
-__all__ = ["Explorer", "ExplorerState"]
+__all__ = ["Explorer", "ExplorerState", "WhatIf"]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from influence_nb.scores import Scores
+from influence_nb.task import Task
 from influence_nb.widgets.state import DEPTH
 
 
@@ -17,10 +18,15 @@ class Answers:
         methods: {name: Scores of this task, or a fitted method with .scores(split)}.
 
     Raises:
-        TypeError, ValueError: methods is no such dictionary, or scores belong to another task or cover other examples.
+        TypeError, ValueError: targets are no classes, methods is no such dictionary, or scores belong to another task
+            or cover other examples.
     """
 
     def __init__(self, task, methods):
+        if not isinstance(task, Task):
+            raise TypeError(f"task must be a Task, got {type(task).__name__}: Task(model, train, test)")
+        if task.train.y.is_floating_point():
+            raise TypeError(f"the map needs class numbers to colour by, got targets of {task.train.y.dtype}")
         if not isinstance(methods, dict) or not methods:
             raise TypeError('methods must be a dictionary {name: Scores or fitted method}, got '
                             f'{type(methods).__name__}: {{"influence": scores}}?')
@@ -58,6 +64,17 @@ class Answers:
         if not (ids := set.intersection(*held)):
             raise ValueError("the scores given have no test point in common: compute them for the same test points")
         return sorted(ids)
+
+    def shown(self, test_ids=None) -> list[int]:
+        """The ids of the test points to show, checked; None for those that `common` finds."""
+        ids, n_test = self.common() if test_ids is None else [int(i) for i in test_ids], len(self.task.test)
+        if not ids:
+            raise ValueError("test_ids must name at least one test point, got none; if the model makes no mistake: "
+                             "test_ids=[0, 1]")
+        if not set(ids) <= set(range(n_test)) or len(set(ids)) < len(ids):
+            raise ValueError(f"test_ids must be different numbers in 0..{n_test - 1}, got {ids[:8]}")
+        self.check_ids(ids)
+        return ids
 
     def check_ids(self, test_ids) -> None:
         for name, scores in self.methods.items():

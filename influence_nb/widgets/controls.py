@@ -8,6 +8,13 @@ from traitlets import dlink, link
 from influence_nb.widgets.state import DEPTH
 
 
+def button(label, tip, act, width="64px"):
+    """A button that calls `act()`."""
+    control = w.Button(description=label, tooltip=tip, layout={"width": width})
+    control.on_click(lambda _: act())
+    return control
+
+
 def toolbar(state, cancel):
     """A row of labelled controls for `state`, and each by name; `cancel` is called to give up a computation."""
     def choice(trait, label, width, options=None):
@@ -15,11 +22,6 @@ def toolbar(state, cancel):
         link((state, trait), (control, "value"))
         if len(control.options) == 1:
             control.layout.display = "none"  # nothing to choose
-        return control
-
-    def button(label, tip, act, width="64px"):
-        control = w.Button(description=label, tooltip=tip, layout={"width": width})
-        control.on_click(lambda _: act())
         return control
 
     every = [("all classes", ""), *((name, name) for name in state.classes)]

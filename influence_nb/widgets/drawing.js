@@ -1,7 +1,7 @@
 // What a cloud shows, canvas by canvas, with its tooltip and its legend.
-import { toScreen } from "./geometry.js";
+import { toData, toScreen } from "./geometry.js";
 import { axes, dots, marker, rgb, thumbnail } from "./paint.js";
-import { make } from "./shelf.js";
+import { bytesOf, make } from "./shelf.js";
 
 const number = (value) => Number(value.toPrecision(3)).toString().replaceAll("-", "\u2212");
 
@@ -66,14 +66,16 @@ export function drawOver(cloud) {
   cloud.over.classList.toggle("inb-lasso", cloud.get("lasso"));
   if (framed) axes(ctx, cloud.view, cloud.area, theme, cloud.get("x_label"), cloud.get("y_label"));
   clipped(cloud, ctx);
+  if (cloud.get("diagonal")) drawDiagonal(cloud, ctx);
   const pinned = cloud.get("pinned"), other = cloud.get("pinned_answer");
   if (pinned !== null && other?.test_id === pinned && pinned !== answer?.test_id) {
     for (const id of other.harmful) mark(cloud, ctx, "train", id, "down", 6, null, theme.harmful);
     for (const id of other.helpful) mark(cloud, ctx, "train", id, "up", 6, null, theme.helpful);
   }
   if (answer && !stale) {
-    for (const id of [...answer.harmful].reverse()) mark(cloud, ctx, "train", id, "down", 7, theme.harmful, theme.ground);
-    for (const id of [...answer.helpful].reverse()) mark(cloud, ctx, "train", id, "up", 7, theme.helpful, theme.ground);
+    const chosen = new Set(cloud.selected()), edge = (id) => (chosen.has(id) ? theme.ink : theme.ground);
+    for (const id of [...answer.harmful].reverse()) mark(cloud, ctx, "train", id, "down", 7, theme.harmful, edge(id), 1.8);
+    for (const id of [...answer.helpful].reverse()) mark(cloud, ctx, "train", id, "up", 7, theme.helpful, edge(id), 1.8);
   }
   point(cloud, ctx, pinned, false);
   point(cloud, ctx, answer?.test_id ?? cloud.get("test_id"), true);
@@ -146,9 +148,19 @@ function drawTip(cloud, ctx) {
   tip.style.top = `${Math.max(4, Math.min(size[1] - h - 4, y - h / 2))}px`;
 }
 
+// What a point is called, and what is said of it: ["training example 12", "6 predicted 2"].
+export function called(cloud, layer, id) {
+  const names = bytesOf(cloud.get("train_names"), Int32Array), kinds = cloud.get("kinds");
+  const name = layer === "test" ? `${kinds[1]} ${id}` : `${kinds[0]} ${names.length ? names[id % names.length] : id}`;
+  return [name, cloud.shelf.words(layer, id)].filter(Boolean);
+}
+
 function facts(cloud, layer, id) {
-  const lines = [`${layer === "test" ? "test point" : "training example"} ${id}`, cloud.shelf.words(layer, id)];
-  const answer = cloud.current();
+  const lines = called(cloud, layer, id), answer = cloud.current();
+  if (cloud.get("diagonal")) {
+    const at = cloud.layers[layer].xy, row = cloud.rowOf(layer, id);
+    return [...lines, ...["predicted", "actual"].map((name, axis) => `${name}: ${number(at[2 * row + axis])}`)];
+  }
   if (layer === "test" || !answer) return lines;
   const { xy } = cloud.layers.train, names = cloud.sides(answer.method);
   const ranks = [answer.helpful.indexOf(id), answer.harmful.indexOf(id)];
@@ -159,6 +171,24 @@ function facts(cloud, layer, id) {
     lines.push(`${cloud.get("x_label")}: ${number(xy[2 * id])}`);
   }
   return lines;
+}
+
+// Where y is what x foretold, and the place that the next point will have along x.
+function drawDiagonal(cloud, ctx) {
+  const { view, area, theme } = cloud, guess = cloud.get("guess");
+  const line = (points, colour) => {
+    ctx.beginPath();
+    for (const [x, y] of points) ctx.lineTo(...toScreen(view, area, x, y));
+    ctx.strokeStyle = colour;
+    ctx.lineWidth = 1.2;
+    ctx.setLineDash([5, 4]);
+    ctx.stroke();
+    ctx.setLineDash([]);
+  };
+  const [left, top] = toData(view, area, area.left, area.top);
+  const [right, bottom] = toData(view, area, area.left + area.width, area.top + area.height);
+  line([[left, left], [right, right]], theme.quiet);
+  if (guess !== null) line([[guess, bottom], [guess, top]], theme.accent);
 }
 
 export function drawLegend(cloud) {
@@ -174,6 +204,16 @@ export function drawLegend(cloud) {
     make("span", "", entry, name);
     return entry;
   };
+  if (cloud.get("diagonal")) {
+    const [every, chosen, these, others] = names;
+    if (every) item(every, "dot", "var(--inb-ink)");
+    if (chosen) item(chosen, "diamond", "var(--inb-ink)");
+    if (these) item(these, "square", cloud.css(1));
+    if (others) item(others, "square", cloud.css(0));
+    item("actual = predicted", "dashes", "var(--inb-quiet)");
+    if (cloud.get("guess") !== null) item("predicted next", "dashes", "var(--inb-accent)");
+    return;
+  }
   names.forEach((name, c) => {
     make("span", "inb-count", item(name, "dot", cloud.css(c)), selected.length ? `${chosen[c]} of ${counts[c]}` : `${counts[c]}`);
   });

@@ -56,6 +56,18 @@ class Examples:
         return {f"{layer}_picture_ids": packed(ids, "i4"), f"{layer}_pictures": pixels,
                 f"{layer}_texts": self.texts(layer, ids)}
 
+    def send(self, view, message) -> None:
+        """Send the browser the thumbnails and texts that it wants, by id."""
+        layer, ids = message.get("layer"), message.get("ids", [])
+        if message.get("type") != "want" or layer not in ("train", "test"):
+            return
+        ids = [i for i in ids if isinstance(i, int) and 0 <= i < len(getattr(self.task, layer))][:500]
+        if not ids:
+            return
+        found = self.pictures(layer, ids)
+        view.send({"type": "pictures", "layer": layer, "ids": ids, "texts": found[f"{layer}_texts"]},
+                  [found[f"{layer}_pictures"]])
+
     def nearest(self, ids, room) -> list[int]:
         """Training ids out of `ids` [n_methods, n_test, 2, depth], the strongest of all test points first, as many as
         have room with their thumbnails in `room` bytes."""

@@ -9,12 +9,11 @@ import ipywidgets as w
 import numpy as np
 from traitlets import link
 
-from influence_nb.task import Task
 from influence_nb.widgets import export, picture
 from influence_nb.widgets.answers import Answers
 from influence_nb.widgets.controls import toolbar
 from influence_nb.widgets.examples import Examples
-from influence_nb.widgets.fixedmap import FixedMap
+from influence_nb.widgets.fixedmap import FixedMap, placed
 from influence_nb.widgets.pointcloud import PALETTE, packed
 from influence_nb.widgets.state import ExplorerState
 from influence_nb.widgets.views import views
@@ -41,18 +40,8 @@ class Explorer(w.VBox):
     """
 
     def __init__(self, task, methods, embedding, test_ids=None, k=10, preload=True):
-        if not isinstance(task, Task):
-            raise TypeError(f"task must be a Task, got {type(task).__name__}: Task(model, train, test)")
-        if task.train.y.is_floating_point():
-            raise TypeError(f"the explorer needs class numbers to colour by, got targets of {task.train.y.dtype}")
         self.task, self.answers = task, Answers(task, methods)
-        self.test_ids = self.answers.common() if test_ids is None else [int(i) for i in test_ids]
-        if not self.test_ids:
-            raise ValueError("test_ids must name at least one test point, got none; if the model makes no mistake: "
-                             "test_ids=[0, 1]")
-        if not set(self.test_ids) <= set(range(len(task.test))) or len(set(self.test_ids)) < len(self.test_ids):
-            raise ValueError(f"test_ids must be different numbers in 0..{len(task.test) - 1}, got {self.test_ids[:8]}")
-        self.answers.check_ids(self.test_ids)
+        self.test_ids = self.answers.shown(test_ids)
         self.atlas = atlas = embedding if hasattr(embedding, "place") else FixedMap(embedding, task, self.test_ids)
         self.examples = Examples(task, self.test_ids)
         self.state = ExplorerState(self.test_ids, len(task.train), self.examples.classes, methods, atlas.layers,
@@ -141,16 +130,7 @@ class Explorer(w.VBox):
         return bundle
 
     def _placed(self, layer, projection):
-        """Points of the map as bytes, checked."""
-        placed = [np.asarray(xy, dtype=np.float32) for xy in self.atlas.place(layer, projection, self.test_ids)]
-        for xy, n, name in zip(placed, (len(self.task.train), len(self.test_ids)), ("training", "test"), strict=True):
-            if xy.shape != (n, 2):
-                raise ValueError(f"the embedding must place {n} {name} points as [{n}, 2], got {xy.shape}")
-            if not np.isfinite(xy).all():
-                row = int((~np.isfinite(xy).all(1)).argmax())
-                raise ValueError(f"the embedding must place {name} points at finite numbers, "
-                                 f"got {xy[row]} in row {row}")
-        return [packed(xy, "f4") for xy in placed]
+        return placed(self.atlas, layer, projection, len(self.task.train), self.test_ids)
 
     # state -> views -> state
     def _bind(self):
@@ -296,13 +276,4 @@ class Explorer(w.VBox):
         self.state.status = status or self.matched
 
     def _asked(self, view, message, buffers):
-        """The browser wants thumbnails and texts by id."""
-        layer, ids = message.get("layer"), message.get("ids", [])
-        if message.get("type") != "want" or layer not in ("train", "test"):
-            return
-        ids = [i for i in ids if isinstance(i, int) and 0 <= i < len(getattr(self.task, layer))][:500]
-        if not ids:
-            return
-        found = self.examples.pictures(layer, ids)
-        view.send({"type": "pictures", "layer": layer, "ids": ids, "texts": found[f"{layer}_texts"]},
-                  [found[f"{layer}_pictures"]])
+        self.examples.send(view, message)

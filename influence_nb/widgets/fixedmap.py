@@ -1,6 +1,20 @@
-"""A map given as two arrays, where an Atlas would compute one."""
+"""A map given as two arrays, where an Atlas would compute one; and the check that a map places every point."""
 
 import numpy as np
+
+from influence_nb.widgets.pointcloud import packed
+
+
+def placed(atlas, layer, projection, n_train, test_ids) -> list[bytes]:
+    """Places of training and test points as bytes of float32, checked."""
+    both = [np.asarray(xy, dtype=np.float32) for xy in atlas.place(layer, projection, test_ids)]
+    for xy, n, name in zip(both, (n_train, len(test_ids)), ("training", "test"), strict=True):
+        if xy.shape != (n, 2):
+            raise ValueError(f"the embedding must place {n} {name} points as [{n}, 2], got {xy.shape}")
+        if not np.isfinite(xy).all():
+            row = int((~np.isfinite(xy).all(1)).argmax())
+            raise ValueError(f"the embedding must place {name} points at finite numbers, got {xy[row]} in row {row}")
+    return [packed(xy, "f4") for xy in both]
 
 
 class FixedMap:

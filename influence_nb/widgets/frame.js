@@ -41,6 +41,14 @@ export function frame(cloud, el) {
   cloud.live.setAttribute("aria-live", "polite");
 }
 
+// What the cloud says of itself to those who do not see it.
+export function described(cloud) {
+  const [kind, other] = cloud.get("kinds"), { train, test } = cloud.layers;
+  const counts = `${train.xy.length / 2} ${kind}s` + (test.xy.length ? `, ${test.xy.length / 2} ${other}s` : "");
+  return `${cloud.get("title")}: ${counts}. Arrow keys move between points, Enter selects, Escape clears, ` +
+    `T changes between ${other}s and ${kind}s, plus, minus and 0 zoom.`;
+}
+
 // The notebook takes arrow keys and space from every control that does not say, on itself, that it wants them.
 export function keepKeys(root) {
   const controls = root.closest(".inb-explorer")?.querySelectorAll("select, input, button, [role=slider]") ?? [];

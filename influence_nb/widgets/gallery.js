@@ -1,20 +1,15 @@
 // The test point asked about, the examples that helped and harmed it, and the selected ones, as cards.
 import { thumbnail } from "./paint.js";
-import { bytesOf, forget, make, shelf } from "./shelf.js";
+import { bytesOf, forget, make, shelf, signed } from "./shelf.js";
 
 const SHOWN = 24; // cards of the selection, whose size is said in full
-
-const signed = (value) => {
-  const text = Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? value.toPrecision(3) : value.toExponential(2);
-  return (value > 0 ? "+" : "") + text.replaceAll("-", "\u2212");
-};
 
 class Gallery {
   constructor(model, el) {
     this.model = model;
     this.shelf = shelf(model.get("source"));
     this.shelf.models.add(model);
-    this.root = make("div", "inb inb-gallery", el);
+    this.root = make("div", `inb inb-gallery${model.get("collect") ? " inb-collected" : ""}`, el);
     this.headline = make("div", "inb-headline", this.root);
     this.headline.setAttribute("aria-live", "polite");
     this.columns = make("div", "inb-columns", this.root);
@@ -25,7 +20,7 @@ class Gallery {
       this.handlers.push([name, act]);
     });
     const later = () => (this.frame ??= requestAnimationFrame(() => this.draw()));
-    on(["answer", "pinned", "pinned_answer", "side_titles"].map((name) => `change:${name}`), later);
+    on(["answer", "pinned", "pinned_answer", "side_titles", "headline"].map((name) => `change:${name}`), later);
     on(["change:selected"], later);
     on(["change:hover"], () => this.mark());
     on(["msg:custom"], (message, buffers) => this.shelf.got(message, buffers));
@@ -46,13 +41,14 @@ class Gallery {
     this.frame = null;
     const answer = this.model.get("answer"), pinned = this.model.get("pinned");
     const asked = answer.test_id ?? null;
-    const focused = this.root.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+    const buttons = () => Array.from(this.columns.querySelectorAll("button[data-key]"));
+    const place = buttons().indexOf(document.activeElement), focused = place < 0 ? null : document.activeElement.dataset.key;
     this.columns.replaceChildren();
     this.headline.textContent = asked === null ? "Choose a test point on the map: click one, or use the arrow keys and Enter."
-      : this.summary(answer);
+      : this.model.get("headline") || this.summary(answer);
     if (asked !== null) this.explain(answer, pinned !== null && pinned !== asked ? this.model.get("pinned_answer") : null);
     if (pinned !== null && pinned !== asked) this.explain(this.model.get("pinned_answer"), answer, pinned);
-    this.drawSelected();
+    if (!this.model.get("collect")) this.drawSelected();
     const missing = new Set(Array.from(this.columns.querySelectorAll("[data-missing]"), (card) => card.dataset.key));
     for (const layer of ["train", "test"]) {
       const ids = Array.from(missing).filter((key) => key.startsWith(layer)).map((key) => Number(key.split(" ")[1]));
@@ -61,7 +57,7 @@ class Gallery {
     this.root.dataset.testId = asked ?? "";
     this.root.dataset.helpful = answer.helpful?.join() ?? "";
     this.root.dataset.harmful = answer.harmful?.join() ?? "";
-    if (focused) this.columns.querySelector(`[data-key="${focused}"]`)?.focus({ preventScroll: true });
+    if (focused) (this.columns.querySelector(`[data-key="${focused}"]`) ?? buttons().at(place) ?? buttons().at(-1))?.focus({ preventScroll: true });
     this.mark();
   }
 
@@ -83,9 +79,10 @@ class Gallery {
     make("div", "inb-kicker", point, pinned === null ? "Test point" : "Pinned");
     this.card(point, "test", id, [loss === undefined ? "" : `loss ${loss.toPrecision(3)} ${this.model.get("loss_unit")}`]);
     const rows = make("div", "inb-rows", block);
-    if (answer?.test_id !== id) return;
+    if (answer?.test_id !== id || !answer.helpful) return;
     const titles = this.model.get("side_titles")[answer.method] ?? ["Helpful", "Harmful"];
     for (const [side, title] of [["helpful", titles[0]], ["harmful", titles[1]]]) {
+      if (this.model.get("collect") && !answer[side].length) continue;
       const section = make("div", `inb-side inb-${side}`, rows);
       const heading = make("div", "inb-kicker", section);
       make("span", `inb-mark ${side === "helpful" ? "inb-up" : "inb-down"}`, heading).style.setProperty("--colour", `var(--inb-${side})`);
@@ -148,12 +145,12 @@ class Gallery {
     return label === undefined ? "transparent" : palette[label % palette.length];
   }
 
-  // A clicked card is the selection; once more, and it is not.
+  // A clicked card is the selection; once more, and it is not. Where a selection is collected, it joins or leaves it.
   choose(id, adding) {
     const before = Array.from(bytesOf(this.model.get("selected"), Int32Array));
     const others = before.filter((other) => other !== id);
     const was = others.length < before.length;
-    const ids = adding ? (was ? others : [...others, id].sort((a, b) => a - b)) : was && before.length === 1 ? [] : [id];
+    const ids = adding || this.model.get("collect") ? (was ? others : [...others, id].sort((a, b) => a - b)) : was && before.length === 1 ? [] : [id];
     this.model.set("selected", new DataView(Int32Array.from(ids).buffer));
     this.model.save_changes();
   }

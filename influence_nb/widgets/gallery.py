@@ -1,7 +1,7 @@
 """The gallery as a Jupyter widget; it carries what all views of an explorer know about its examples."""
 
 import anywidget
-from traitlets import Dict, Int, List, Unicode
+from traitlets import Bool, Dict, Int, List, Unicode
 
 from influence_nb.widgets.pointcloud import PALETTE, module, raw, source
 
@@ -30,5 +30,7 @@ class Gallery(anywidget.AnyWidget):
     pinned_answer = Dict().tag(sync=True)
     side_names = List().tag(sync=True)  # by method, [helpful, harmful]
     side_titles = List().tag(sync=True)
+    headline = Unicode("").tag(sync=True)  # empty: the answer in words
     hover = Unicode("").tag(sync=True, echo_update=False)
+    collect = Bool(False).tag(sync=True)  # the cards are the selection, and a click takes one out of it
     selected = raw()

@@ -19,6 +19,13 @@ export function union(a, b) {
   return [Math.min(a[0], b[0]), Math.max(a[1], b[1]), Math.min(a[2], b[2]), Math.max(a[3], b[3])];
 }
 
+// One range for both axes, around 0, the points (where there are any) and the value expected next (where there is one).
+export function squared(box, guess) {
+  const values = [0, ...(box ?? []), ...(guess === null ? [] : [guess])];
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  return low < high ? [low, high, low, high] : [-1, 1, -1, 1];
+}
+
 // The view that shows all of `box`; `equal` keeps one scale for both axes, as a map needs.
 export function fitted([x0, x1, y0, y1], area, equal, margin = 0.05) {
   const inner = 1 - 2 * margin;

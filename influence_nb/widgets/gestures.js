@@ -1,4 +1,5 @@
 // The pointer and the keyboard on a cloud: pan, zoom, lasso, hover, choose.
+import { called } from "./drawing.js";
 import { combined, lassoed, panned, toScreen, towards, zoomed } from "./geometry.js";
 
 export function gestures(cloud) {
@@ -58,8 +59,8 @@ export function gestures(cloud) {
     drag = null;
     if (moved && lasso) {
       const { train } = cloud.layers;
-      const adding = event.ctrlKey || event.metaKey || (event.shiftKey && cloud.get("lasso"));
-      const how = adding ? "add" : event.altKey ? "remove" : "replace";
+      const adding = event.ctrlKey || event.metaKey || (event.shiftKey && cloud.get("lasso")) || cloud.get("collect");
+      const how = event.altKey ? "remove" : adding ? "add" : "replace";
       const rows = lassoed(train.xy, train.hidden, cloud.view, cloud.area, state.loop);
       state.loop = [];
       cloud.select(combined(cloud.selected(), rows, how));
@@ -98,8 +99,7 @@ export function gestures(cloud) {
     if (row < 0) return;
     state.cursor = [layer, cloud.idOf(layer, row)];
     cloud.hover(...state.cursor);
-    cloud.live.textContent = `${layer === "test" ? "test point" : "training example"} ${state.cursor[1]}: ` +
-      cloud.shelf.words(...state.cursor);
+    cloud.live.textContent = called(cloud, ...state.cursor).join(": ");
     cloud.schedule("over");
   }
 
@@ -137,7 +137,7 @@ export function gestures(cloud) {
     else if (key === "0") zoom(0);
     else if (key === "t" || key === "T") {
       layer = layer === "train" && cloud.testIds.length ? "test" : "train";
-      cloud.live.textContent = `arrow keys now move between ${layer === "test" ? "test" : "training"} points`;
+      cloud.live.textContent = `arrow keys now move between ${cloud.get("kinds")[layer === "test" ? 1 : 0]}s`;
     } else return;
     event.preventDefault();
     event.stopPropagation();

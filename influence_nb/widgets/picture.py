@@ -16,8 +16,8 @@ SHOWN = 10  # neighbours a side
 
 
 def png(explorer) -> bytes:
-    """The picture as PNG of at most 256 colours, which keeps 60,000 points under 300 kB."""
-    canvas = figure(explorer).canvas
+    """Its `figure()` as PNG of at most 256 colours, which keeps 60,000 points under 300 kB."""
+    canvas = explorer.figure().canvas
     canvas.draw()
     colours = Image.new("P", (1, 1))
     colours.putpalette(palette(explorer))
@@ -50,7 +50,8 @@ def figure(explorer) -> Figure:
     legend(explorer, fig, low / height)
     if state.test_id is not None:
         draw_scatter(explorer, band(6.1, low + 0.6, 4.7, 3.65))
-        draw_gallery(explorer, band(0.2, 0.1, 10.6, low - 0.45), images)
+        titles = explorer.gallery.side_titles[explorer.map.method]
+        draw_gallery(explorer, band(0.2, 0.1, 10.6, low - 0.45), images, explorer.map.answer, titles)
     return fig
 
 
@@ -69,7 +70,7 @@ def draw_map(explorer, ax):
     alpha = np.where(hidden, 0.1, 0.6) if len(hidden) else 0.6
     ax.scatter(*test.T, s=26, marker="D", c=colours[shown], alpha=alpha, edgecolors=INK, linewidths=0.7)
     neighbours(explorer, ax, xy)
-    for test_id, size in ((explorer.state.pinned, 70), (explorer.state.test_id, 90)):
+    for test_id, size in ((getattr(explorer.state, "pinned", None), 70), (explorer.state.test_id, 90)):
         if test_id is not None:
             row = explorer.examples.row[test_id]
             ax.scatter(*test[row], s=size, marker="D", color=colours[shown[row]], edgecolors=INK, lw=1.8, zorder=5)
@@ -140,15 +141,14 @@ def legend(explorer, fig, top):
             break
 
 
-def draw_gallery(explorer, ax, images):
+def draw_gallery(explorer, ax, images, answer, titles):
     """The test point and its neighbours, in inches of the figure; y grows downwards."""
     state, words = explorer.state, explorer.examples.words
     width, tall = (size / 100 for size in ax.get_window_extent().size)
     ax.axis("off")
     say(ax, 0, 0, f"Test point {state.test_id}: {words('test', state.test_id)}", fontsize=10, fontweight="bold")
-    titles = explorer.gallery.side_titles[explorer.map.method]
-    for row, (side, title, colour) in enumerate(zip(("helpful", "harmful"), titles, (HELPFUL, HARMFUL), strict=True)):
-        ids, scores = (explorer.map.answer[name][:SHOWN] for name in (side, f"{side}_scores"))
+    for row, (side, title, colour) in enumerate(zip(("helpful", "harmful"), titles, (HELPFUL, HARMFUL))):
+        ids, scores = (answer[name][:SHOWN] for name in (side, f"{side}_scores"))
         rank = [f"{score:+.3g}".replace("-", "\u2212") for score in scores]
         if images:
             draw_images(explorer, ax, 1.6, 0.3 + 1.13 * row, title, colour, ids, rank)

@@ -1,10 +1,10 @@
 // A point cloud on stacked canvases: training points, test points, selected points, and what is highlighted.
 // All are redrawn when the view changes; a click or a hover redraws the last one only.
-import { Grid, answered, bounds, fitted, toData, toScreen, union } from "./geometry.js";
+import { Grid, answered, bounds, fitted, squared, toData, toScreen, union } from "./geometry.js";
 import { rgb, themeOf } from "./paint.js";
 import { bytesOf, shelf } from "./shelf.js";
 import { drawBase, drawChosen, drawLegend, drawOver, drawTests } from "./drawing.js";
-import { frame, keepKeys } from "./frame.js";
+import { described, frame, keepKeys } from "./frame.js";
 import { gestures } from "./gestures.js";
 
 class Cloud {
@@ -45,10 +45,7 @@ class Cloud {
     this.colours = this.get("palette").map(rgb);
     this.topk = [bytesOf(this.get("topk_ids"), Int32Array), bytesOf(this.get("topk_scores"), Float32Array)];
     this.title.textContent = this.get("title");
-    const { train, test } = this.layers;
-    const counts = `${train.xy.length / 2} training points` + (test.xy.length ? `, ${test.xy.length / 2} test points` : "");
-    this.over.setAttribute("aria-label", `${this.get("title")}: ${counts}. Arrow keys move between points, Enter selects, ` +
-      "Escape clears, T changes between test and training points, plus, minus and 0 zoom.");
+    this.over.setAttribute("aria-label", described(this));
     drawLegend(this);
   }
 
@@ -60,14 +57,14 @@ class Cloud {
     });
     const changed = (names, act) => on(names.replaceAll(/\w+/g, "change:$&"), act);
     const refresh = () => this.schedule("all");
-    changed("train_xy test_xy", () => {
+    changed("train_xy test_xy guess", () => {
       const before = this.box;
       this.read();
       this.box = this.extent();
       if (before.some((value, i) => value !== this.box[i])) this.showAll();
       refresh();
     });
-    changed("train_class test_class palette class_names train_hidden test_hidden test_ids topk_ids topk_scores title", () => {
+    changed("train_class test_class palette class_names train_hidden test_hidden test_ids train_names topk_ids topk_scores title", () => {
       this.read();
       refresh();
     });
@@ -170,7 +167,7 @@ class Cloud {
     }
     const before = Array.from(this.selected());
     const others = before.filter((other) => other !== id);
-    this.select(toggle ? (others.length < before.length ? others : [...others, id].sort((a, b) => a - b)) : [id]);
+    this.select(toggle || this.get("collect") ? (others.length < before.length ? others : [...others, id].sort((a, b) => a - b)) : [id]);
   }
 
   selected() {
@@ -232,8 +229,9 @@ class Cloud {
   }
 
   extent() {
-    const { train, test } = this.layers;
-    return test.xy.length ? union(bounds(train.xy), bounds(test.xy)) : bounds(train.xy);
+    const boxes = Object.values(this.layers).filter(({ xy }) => xy.length).map(({ xy }) => bounds(xy));
+    const box = boxes.length ? boxes.reduce(union) : null;
+    return this.get("diagonal") ? squared(box, this.get("guess")) : box ?? [0, 1, 0, 1];
   }
 
   resize() {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import anywidget
 import numpy as np
-from traitlets import Bool, Bytes, Dict, Int, List, Unicode
+from traitlets import Bool, Bytes, Dict, Float, Int, List, Unicode
 
 # Okabe and Ito's colours without black, and three more that keep their distance (CIE76 >= 16) under normal vision and
 # simulated protanopia, deuteranopia and tritanopia, and are seen on white and on black.
@@ -54,6 +54,10 @@ class PointCloud(anywidget.AnyWidget):
     legend = Bool(False).tag(sync=True)
     x_label = Unicode().tag(sync=True)  # empty: a map, with one scale and no axes
     y_label = Unicode().tag(sync=True)
+    diagonal = Bool(False).tag(sync=True)  # x foretells y: one range for both axes, with the line y = x
+    guess = Float(None, allow_none=True).tag(sync=True)  # x of the point to come
+    kinds = List(Unicode(), ["training example", "test point"]).tag(sync=True)  # what the two layers hold
+    train_names = raw()  # int32, the numbers that rows go by, over and over; empty = the row is the number
     # the points
     train_xy = raw()  # float32 [n_train, 2]
     test_xy = raw()  # float32 [n_test, 2]
@@ -78,3 +82,4 @@ class PointCloud(anywidget.AnyWidget):
     hover = Unicode("").tag(sync=True, echo_update=False)  # "train 123", "test 6558" or ""
     selected = raw()  # int32 ids of training points
     lasso = Bool(False).tag(sync=True)
+    collect = Bool(False).tag(sync=True)  # a click or a lasso adds to the selection

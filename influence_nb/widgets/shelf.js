@@ -18,6 +18,11 @@ export function make(tag, className, parent, text) {
   return element;
 }
 
+export const signed = (value) => {
+  const text = value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? value.toPrecision(3) : value.toExponential(2);
+  return (value > 0 ? "+" : "") + text.replaceAll("-", "\u2212");
+};
+
 export function forget(source) {
   shelves.delete(source);
 }
@@ -72,6 +77,7 @@ class Shelf {
   // "6 predicted 2", or "6" where the model is right.
   words(name, id) {
     const { label, predicted } = this.get(name, id);
+    if (label === undefined) return "";
     const of = (index) => this.classes[index] ?? "?";
     return label === predicted ? of(label) : `${of(label)} predicted ${of(predicted)}`;
   }

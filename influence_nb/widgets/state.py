@@ -1,9 +1,10 @@
 """The state of an explorer: what is asked, what is shown, what is chosen. It knows no widget and no array."""
 
 import json
-from contextlib import contextmanager
 
-from traitlets import Bool, Dict, HasTraits, Int, List, TraitError, Unicode, validate
+from traitlets import Bool, Dict, Int, List, TraitError, Unicode, validate
+
+from influence_nb.widgets.steps import Steps
 
 FORMAT = "influence_nb explorer 1"
 DEPTH = 25  # most neighbours a side, and what is preloaded
@@ -12,7 +13,7 @@ ASKED = ("test_id", "pinned", "method", "layer", "metric", "projection", "k", "c
          "misclassified_only", "search", "selected", "removed", "flips")
 
 
-class ExplorerState(HasTraits):
+class ExplorerState(Steps):
     """What an explorer shows; every change of what is asked can be undone, saved and loaded.
 
     Args:
@@ -41,8 +42,6 @@ class ExplorerState(HasTraits):
     removed = List(Int())
     flips = Dict(key_trait=Int(), value_trait=Int())
     status = Unicode("")
-    undoable = Bool(False)
-    redoable = Bool(False)
 
     def __init__(self, test_ids, n_train, classes, methods, layers, projections, metrics, task=""):
         self.n_train, self.task = int(n_train), task
@@ -50,10 +49,8 @@ class ExplorerState(HasTraits):
         self.test_ids = frozenset(int(i) for i in test_ids)
         self.choices = {"method": tuple(methods), "layer": tuple(layers), "projection": tuple(projections),
                         "metric": tuple(metrics), "colour_by": COLOURS, "class_filter": ("", *classes)}
-        self.past, self.future, self._open, self._replaying = [], [], None, False
         super().__init__(**{name: self.choices[name][0] for name in ("method", "layer", "projection", "metric")})
-        self.asked()  # a list that was never read has no old value to undo to
-        self.observe(self._record, ASKED)
+        self.remember(ASKED)
 
     @validate("method", "layer", "projection", "metric", "colour_by", "class_filter")
     def _one_of(self, proposal):
@@ -91,80 +88,6 @@ class ExplorerState(HasTraits):
     def asked(self) -> dict:
         """All that a reader has chosen, as plain values."""
         return {name: getattr(self, name) for name in ASKED}
-
-    # undo is a stack of {trait: value before}
-    def _record(self, change):
-        if self._replaying:
-            return
-        if self._open is not None:
-            self._open.setdefault(change.name, change.old)
-            return
-        if not (change.name == "k" and self.past and set(self.past[-1]) == {"k"}):  # one drag of a slider is one step
-            self.past.append({change.name: change.old})
-        self.future.clear()
-        self._count()
-
-    @contextmanager
-    def one_step(self):
-        """Group the changes in the body into one step of undo."""
-        if self._open is not None:
-            yield
-            return
-        self._open = {}
-        try:
-            yield
-        finally:
-            step, self._open = self._open, None
-            if step:
-                self.past.append(step)
-                self.future.clear()
-            self._count()
-
-    def undo(self) -> bool:
-        """Take back the last step; False where there is none."""
-        return self._replay(self.past, self.future)
-
-    def redo(self) -> bool:
-        """Do again what was taken back; False where there is nothing."""
-        return self._replay(self.future, self.past)
-
-    @property
-    def replaying(self) -> bool:
-        """Whether the present changes are an undo, a redo or part of a larger step, and not a wish of their own."""
-        return self._replaying or self._open is not None
-
-    def forget(self) -> None:
-        """Drop all steps: what is now is the beginning."""
-        self.past.clear()
-        self.future.clear()
-        self._count()
-
-    def withdraw(self, **values) -> None:
-        """Put these values back, as if the last change of them had never been asked for."""
-        if self.past and set(self.past[-1]) <= set(values):
-            self.past.pop()
-        self._put(values)
-
-    def _replay(self, source, target):
-        if not source:
-            return False
-        step = source.pop()
-        target.append({name: getattr(self, name) for name in step})
-        self._put(step)
-        return True
-
-    def _put(self, values):
-        self._replaying = True
-        try:
-            with self.hold_trait_notifications():
-                for name, value in values.items():
-                    setattr(self, name, value)
-        finally:
-            self._replaying = False
-        self._count()
-
-    def _count(self):
-        self.undoable, self.redoable = bool(self.past), bool(self.future)
 
     def to_json(self) -> str:
         """The state as JSON text."""
