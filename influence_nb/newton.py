@@ -31,8 +31,8 @@ class Convergence:
         gradient_norm: |grad R|.
         decrement: sqrt(grad^T H^-1 grad), the length of the Newton step that is left, in the metric of H. The effect of
             a removal is measured well where its own, sqrt(g_j^T H^-1 g_j) / n, is far larger.
-        smallest_eigenvalue: of the Hessian here, off its null directions; None where it was not computed, as a base was
-            given, or the model is float32.
+        smallest_eigenvalue: of the Hessian here, off its null directions; None where it was not computed: with a base,
+            in float32, or with certify=False.
         null: for every null direction, in words, which parameters it moves.
         steps, passes: quasi-Newton steps, and the passes over the training set that they took.
         eigen: the decomposition of the Hessian here, the base for retraining nearby; None as above.
@@ -49,7 +49,7 @@ class Convergence:
 
 
 def converge(task: Task, w: Tensor | None = None, tol: float = 1e-10, max_steps: int = 500, base: Eigen | None = None,
-             curvature: Callable = Hessian, watch: Callable | None = None) -> Convergence:
+             curvature: Callable = Hessian, certify: bool = True, watch: Callable | None = None) -> Convergence:
     """Bring `task.model`, in place, to a minimum of R(theta; w), and certify it.
 
     Steps are taken in the metric of a dense curvature matrix, which is computed anew after every REFRESH of them.
@@ -62,6 +62,8 @@ def converge(task: Task, w: Tensor | None = None, tol: float = 1e-10, max_steps:
         base: decomposition of the Hessian at a nearby minimum. No dense matrix is then formed, and none certifies the
             end: the cheap way to retrain with one example less.
         curvature: (task, w) -> what the metric is made from; GGN is the cheaper one, far from the minimum.
+        certify: whether to decompose the Hessian at the end, which for a few thousand parameters takes a while; False
+            takes any stationary point, and float32 certifies nothing.
         watch: watch(point) is called after every step, with theta [p], value, slope [p] and passes.
 
     Cost: a pass over the training set a step; a dense Hessian (p products) every REFRESH steps and one at the end.
@@ -91,7 +93,7 @@ def converge(task: Task, w: Tensor | None = None, tol: float = 1e-10, max_steps:
             raise ValueError(f"expected |gradient| <= {tol:g} after {max_steps - left} steps, got "
                              f"{point.slope.norm():.3g}: start nearer (train first), or raise l2 or max_steps")
         if done:
-            certify = base is None and theta(task).dtype == torch.float64
+            certify = certify and base is None and theta(task).dtype == torch.float64
             eigen = Eigen.of(Hessian(task, w).dense()) if certify else None
             smallest = eigen and eigen.facts(0.0)["smallest eigenvalue"]
             if certify and smallest <= 0:
@@ -185,8 +187,8 @@ def inverse_times(pairs, inverse: Callable, r: Tensor) -> Tensor:
 
 
 def absolute(eigen: Eigen, more: float = 0.0) -> Eigen:
-    """The positive definite |H| + more I of a decomposition."""
-    return Eigen(eigen.values.abs() + more, eigen.vectors, eigen.rounding)
+    """The positive definite |H| + more I of a decomposition; with more > 0 no direction is null."""
+    return Eigen(eigen.values.abs() + more, eigen.vectors, 0.0 if more else eigen.rounding)
 
 
 def along_negative_curvature(evaluate: Callable, point: Point, eigen: Eigen) -> Tensor:

@@ -3,12 +3,13 @@ from dataclasses import replace
 from functools import partial
 from math import ceil, sqrt
 
+import numpy as np
 import pytest
 import torch
 from problems import conv_net, digits_task, mlp_task, normed
 from torch import nn
 
-from influence_nb import Influence, Split, TracIn, Unrolled, fit, models, pearson
+from influence_nb import Influence, Split, TracIn, Unrolled, data, fit, models, pearson, spearman
 from influence_nb.attribute import unrolled
 from influence_nb.checks import snapshot, untouched
 from influence_nb.parameters import theta
@@ -268,3 +269,18 @@ def test_a_network_at_a_minimum():
     exact = Influence().fit(task).scores().values
     scores = Unrolled(300, optimizer=partial(SGD, lr=0.5, momentum=0.9)).fit(task).scores()
     assert (scores.values - exact).norm() <= 1e-4 * exact.norm()
+
+
+def test_the_stored_experiment_adds_up():
+    with np.load(data.shipped("unrolled_lds.npz"), allow_pickle=False) as file:
+        stored = {name: file[name] for name in file.files}
+    assert stored["methods"][0] == "Unrolled" and {"CG, Hessian", "EKFAC", "TRAK", "TracIn"} < set(stored["methods"])
+    for k, (share, size) in enumerate((("1", 20), ("2", 40))):
+        removed, truth = stored[f"removed_{share}"], stored[f"truth_{share}"]
+        assert removed.shape == (120, size) and all(len(set(row)) == size for row in removed.tolist())
+        found = [float(spearman(predicted, truth).mean()) for predicted in stored[f"predicted_{share}"]]
+        assert np.allclose(found, stored["lds"][:, k, 0], atol=1e-4)  # predictions are kept in float32
+        assert found[0] >= 0.95 and max(found[1:]) <= 0.75
+        assert stored["lds"][0, k, 1] > stored["lds"][1:, k, 2].max()  # the intervals are far apart
+    smoothness, _, one, two, _ = stored["run_facts"].T
+    assert (one[smoothness < 0.5] < 0.75).all() and (np.minimum(one, two)[smoothness > 0.95] > 0.9).all()
