@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from influence_nb import Task, data, models
+from influence_nb import Task, data, models, newton
 
 
 def test_all_cnn_has_the_published_shapes():
@@ -55,6 +55,14 @@ def test_weights_survive_a_file_and_foreign_ones_are_refused(tmp_path):
     np.savez(path, **{"linear1.weight": np.array([{}], dtype=object)})
     with pytest.raises(ValueError, match="expected weights written by save_weights"):
         models.load_weights(model, path)
+
+
+def test_the_converged_all_cnn_is_stationary_and_still_misreads_the_six():
+    train, test = (split.to(torch.float64) for split in data.load("mnist-5500"))
+    task = Task(models.converged_all_cnn(), train, test, l2=1e-3)
+    value, slope = newton.risk_and_slope(task, newton.theta(task))
+    assert value == pytest.approx(0.115531994982, abs=1e-11) and slope.norm() < 1e-10
+    assert len(task.mistakes()) == 255 and task.predict(test.take([6558])).tolist() == [2]
 
 
 def test_the_shipped_all_cnn_reads_sixes_as_the_published_one_does():
