@@ -26,7 +26,8 @@ from influence_nb.parameters import theta
 
 HERE, FOLDER = Path(__file__).parent, Path(sys.argv[1])
 SIX, TESTS = 6558, 100                     # the misread six, and test images in all
-TOP, RANDOM, NUDGES = 500, 500, 60         # training images removed: strongest, at random; and by 1 %
+TOP, RANDOM = 500, 500                     # training images removed: strongest for each six, and at random
+NUDGES, CHECKS = 60, 30                    # of them, removed by 1 %, and retrained once more in another way
 TOL, MOST = 1e-4, 300                      # Newton decrement at the end, of that of the removal; and most passes
 ORDERS, KEPT = 13, (0, 1, 2, 4, 8, 12)     # steps after which Refined is read; those of which the data keep the effects
 
@@ -113,6 +114,16 @@ def nudge(j: int) -> str:
     return f"{j:5}  1 %  {found.passes:3} passes  |gradient| {found.gradient_norm:.1e}"
 
 
+def check(j: int) -> str:
+    """Retrain without training image j by itself: the plain metric, no leverage, to a vanishing gradient."""
+    task, w = problem()[0].to(torch.float64), torch.ones(len(problem()[0].train)).double()
+    w[j] = 0
+    found = converge(task, w, tol=1e-9, base=method().solver_)
+    write(f"check-{j}.npz", effect=(task.losses() - problem()[0].losses()).numpy(),
+          gradient_norm=found.gradient_norm, passes=found.passes)
+    return f"{j:5}  check  {found.passes:3} passes  |gradient| {found.gradient_norm:.1e}"
+
+
 if __name__ == "__main__":
     (FOLDER / "next").mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -126,17 +137,18 @@ if __name__ == "__main__":
     top = [first[i].abs().topk(TOP).indices.tolist() for i in (0, 1)]
     some = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(1))[:RANDOM].tolist()
     ids = list(dict.fromkeys([j for group in zip(*top, some, strict=True) for j in group]))
-    left = {what: [j for j in some if not (FOLDER / f"{what}-{j}.npz").exists()]
-            for what, some in (("nudge", ids[:NUDGES]), ("removal", ids))}
+    jobs = {"nudge": ids[:NUDGES], "removal": ids, "check": ids[:CHECKS]}
+    left = {what: [j for j in some if not (FOLDER / f"{what}-{j}.npz").exists()] for what, some in jobs.items()}
     with ProcessPoolExecutor(int(sys.argv[2])) as pool, open(FOLDER / "log", "a", buffering=1) as log:
-        for line in chain(pool.map(nudge, left["nudge"]), pool.map(follow, left["removal"])):
+        for line in chain(pool.map(nudge, left["nudge"]), pool.map(follow, left["removal"]),
+                          pool.map(check, left["check"])):
             print(line, file=log)
-    found, nudged = ([read(f"{what}-{j}.npz") for j in some] for what, some in (("removal", ids),
-                                                                               ("nudge", ids[:NUDGES])))
+    found, nudged, checked = ([read(f"{what}-{j}.npz") for j in jobs[what]] for what in ("removal", "nudge", "check"))
     columns = {name: np.stack([f[name] for f in found], -1).astype(np.float32) for name in ("effect", "orders")}
+    rows = {name: np.stack([f[name] for f in found]) for name in ("decrements", "cost")}
     np.savez_compressed(
         HERE / "leave_one_out_all_cnn.npz", ids=ids, test_ids=shown, top=top, random=some, first=first[:, ids].numpy(),
-        effect=columns["effect"], orders=columns["orders"][list(KEPT)], kept=KEPT,
-        nudged=np.stack([f["effect"] for f in nudged], 1), decrements=np.stack([f["decrements"] for f in found]),
-        cost=np.stack([f["cost"] for f in found]),
+        effect=columns["effect"], orders=columns["orders"][list(KEPT)], kept=KEPT, **rows,
+        nudged=np.stack([f["effect"] for f in nudged], 1), checked=np.stack([f["effect"] for f in checked], 1),
+        smallest_eigenvalues=read("first.npz")["eigenvalues"][:3].numpy(),
         **{name: np.array([f[name].item() for f in found]) for name in PLAIN})

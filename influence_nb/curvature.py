@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .blocks import narrow
 from .gradients import Gradients, batches, dense, function_gradient, loss_slopes
-from .parameters import parameters, penalty, theta
+from .parameters import parameters, penalty, weights
 from .task import Task, as_found, cross_entropy, name_of
 
 
@@ -218,19 +218,6 @@ def rule_of_thumb(G: GGN) -> float:
     is one number everywhere.
     """
     return G.trace() / len(penalty(G.task)) / 10
-
-
-def weights(task: Task, w: Tensor | None) -> Tensor:
-    """Training weights [n], all 1 where there are none.
-
-    Raises:
-        ValueError: w has another shape, or is not finite.
-    """
-    n = len(task.train)
-    if w is not None and (w.shape != (n,) or not torch.isfinite(w).all()):
-        raise ValueError(f"training weights w must be [n] = ({n},) and finite, got {tuple(w.shape)}"
-                         f"{' with NaN or infinity' if w.shape == (n,) else ''}")
-    return (torch.ones(n) if w is None else w).to(theta(task))
 
 
 def flat(pieces) -> Tensor:

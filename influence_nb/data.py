@@ -86,6 +86,15 @@ def shipped_model(name: str = "all_cnn_mnist-5500") -> Path:
     return shipped(f"{name}.npz")
 
 
+def stored(name: str, folder=None) -> dict[str, Tensor]:
+    """The arrays of a stored result, such as "leave_one_out_all_cnn", by name; data/README.md says what they are.
+
+    Raises: as for `shipped`.
+    """
+    with np.load(shipped(f"{name}.npz", folder), allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
 def shipped_images(file: str, classes: tuple, folder=None) -> tuple[Split, Split]:
     with np.load(shipped(file, folder), allow_pickle=False) as arrays:
         x_train, y_train, x_test, y_test = (arrays[name] for name in raw.ARRAYS)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .blocks import numbers
-from .parameters import parameters, penalty, pieces, theta
+from .parameters import parameters, penalty, pieces, theta, weights
 from .pullback import plan, pull
 from .task import Split, Task, as_found, cross_entropy
 
@@ -178,11 +178,9 @@ def example_gradients(task: Task, split: Split, function: Callable | None = None
 
 def risk_gradient(task: Task, w: Tensor | None = None, batch_size: int = 500) -> Tensor:
     """The gradient [p] of the risk R(theta; w), (1/n) sum_j w_j grad loss_j + l2 theta_r; w [n] defaults to all 1."""
-    flat, n = theta(task), len(task.train)
-    total = penalty(task) * flat
-    weights = torch.ones(n, dtype=flat.dtype, device=flat.device) if w is None else w
+    w, n, total = weights(task, w), len(task.train), penalty(task) * theta(task)
     with as_found(task.model):
-        for (x, y), wb in zip(batches(task.train, batch_size), weights.split(batch_size)):
+        for (x, y), wb in zip(batches(task.train, batch_size), w.split(batch_size), strict=True):
             value = (wb * task.loss(task.model(x), y)).sum() / n
             found = torch.autograd.grad(value, parameters(task).values(), allow_unused=True, materialize_grads=True)
             total = total + torch.cat([piece.reshape(-1) for piece in found])

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .curvature import Hessian
 from .gradients import batches
-from .parameters import parameters, penalty, pieces, theta, unflatten
+from .parameters import parameters, penalty, pieces, theta, unflatten, weights
+from .removal import refuse_bad_losses
 from .solve import Eigen
 from .task import Task, as_found
 
@@ -29,11 +30,14 @@ class Convergence:
     Attributes:
         risk: R(theta; w), in the loss's unit.
         gradient_norm: |grad R|.
-        decrement: sqrt(grad^T H^-1 grad), the length of the Newton step that is left, in the metric of H. The effect of
-            a removal is measured well where its own, sqrt(g_j^T H^-1 g_j) / n, is far larger.
+        decrement: sqrt(grad^T H^-1 grad), the length of the Newton step that is left, in the metric of H; estimated
+            from the steps taken where no Hessian certifies the end. The effect of a removal is measured well where its
+            own, sqrt(g_j^T H^-1 g_j) / n, is far larger.
+        turned: whether the path met negative curvature, or a step that had to be shortened. From a base it may then
+            have left the basin of where it began.
         smallest_eigenvalue: of the Hessian here, off its null directions; None where it was not computed: with a base,
-            in float32, or with certify=False.
-        null: for every null direction, in words, which parameters it moves.
+            in float32, or with certify=False. Then |grad| alone is certified.
+        null: the null directions in words: which parameters they move.
         steps, passes: quasi-Newton steps, and the passes over the training set that they took.
         eigen: the decomposition of the Hessian here, the base for retraining nearby; None as above.
     """
@@ -41,8 +45,9 @@ class Convergence:
     risk: float
     gradient_norm: float
     decrement: float
+    turned: bool
     smallest_eigenvalue: float | None
-    null: list
+    null: list[str]
     steps: int
     passes: int
     eigen: Eigen | None = field(repr=False, default=None)
@@ -64,48 +69,65 @@ def converge(task: Task, w: Tensor | None = None, tol: float = 1e-10, max_steps:
         curvature: (task, w) -> what the metric is made from; GGN is the cheaper one, far from the minimum.
         certify: whether to decompose the Hessian at the end, which for a few thousand parameters takes a while; False
             takes any stationary point, and float32 certifies nothing.
-        watch: watch(point) is called after every step, with theta [p], value, slope [p] and passes.
+        watch: watch(point) is called after every step, with a `Point`.
 
     Cost: a pass over the training set a step; a dense Hessian (p products) every REFRESH steps and one at the end.
 
     Raises:
         TypeError: the model is not float64, which tol < 1e-4 needs.
-        ValueError: tol is not reached in max_steps, or no step lowers the risk any more.
+        ValueError: w or base have another shape; a training loss is not finite; tol is not reached in max_steps, or is
+            below rounding; or there is no minimum: the risk is flat where its gradient vanishes.
     """
     if theta(task).dtype != torch.float64 and tol < 1e-4:
         raise TypeError(f"converge to {tol:g} needs float64, got {theta(task).dtype}: use task.to(torch.float64)")
-    evaluate, noise = partial(risk_and_slope, task, w=w), 10 * torch.finfo(theta(task).dtype).eps
-    left, passes, eigen = max_steps, 0, base
+    if base is not None and len(base.values) != len(theta(task)):
+        raise ValueError(f"base must decompose the Hessian of these {len(theta(task))} parameters, got one of "
+                         f"{len(base.values)}")
+    certify = certify and base is None and theta(task).dtype == torch.float64
+    noise, w = 10 * torch.finfo(theta(task).dtype).eps, weights(task, w)
+    evaluate, left, passes, turned, eigen = partial(risk_and_slope, task, w=w), max_steps, 0, False, base
     while True:
-        eigen = eigen or Eigen.of(curvature(task, w).dense())
         start = theta(task).double()
         value, slope = evaluate(start)
-        metric = absolute(eigen, DAMPING * float(slope.norm()) if base is None else 0.0)
+        if not torch.isfinite(slope).all():
+            refuse_bad_losses(task)
+        metric = absolute(eigen or Eigen.of(curvature(task, w).dense()),
+                          DAMPING * float(slope.norm()) if base is None else 0.0)
+        most = left if base is not None else min(left, REFRESH)
         for point in descend(evaluate, start, metric.inverse_times, (value, slope), noise):
             if watch is not None:
                 watch(point)
-            done = bool(point.slope.norm() <= tol)
-            if done or point.steps == (left if base is not None else min(left, REFRESH)):
+            if point.slope.norm() <= tol or point.steps == most:
                 break
-        left, passes, eigen = left - point.steps, passes + 1 + point.passes, None
         move(task, point.theta)
-        if not done and (left == 0 or point.steps == 0 or base is not None):
-            raise ValueError(f"expected |gradient| <= {tol:g} after {max_steps - left} steps, got "
-                             f"{point.slope.norm():.3g}: start nearer (train first), or raise l2 or max_steps")
-        if done:
-            certify = certify and base is None and theta(task).dtype == torch.float64
-            eigen = Eigen.of(Hessian(task, w).dense()) if certify else None
-            smallest = eigen and eigen.facts(0.0)["smallest eigenvalue"]
-            if certify and smallest <= 0:
-                move(task, point.theta + along_negative_curvature(evaluate, point, eigen))
-                continue
-            null = null_directions(task, eigen) if certify else []
-            return Convergence(point.value, float(point.slope.norm()), point.decrement, smallest, null,
-                               max_steps - left, passes, eigen)
+        left, passes, turned, eigen = left - point.steps, passes + 1 + point.passes, turned or point.turned, None
+        if point.slope.norm() > tol:
+            again = base is None and left > 0 and (point.steps == most or point.slope.norm() < slope.norm() / 2)
+            if not again:
+                cure = "start nearer (train first), or raise l2 or max_steps" if left == 0 else \
+                    "no step lowers the risk beyond its rounding: raise tol, or l2"
+                raise ValueError(f"expected |gradient| <= {tol:g} after {max_steps - left} steps, got "
+                                 f"{point.slope.norm():.3g}: {cure}")
+            continue
+        found = Convergence(point.value, float(point.slope.norm()), point.decrement, turned, None, [], max_steps - left,
+                            passes)
+        if not certify:
+            return found
+        eigen = Eigen.of(Hessian(task, w).dense())
+        found.smallest_eigenvalue = eigen.facts(0.0)["smallest eigenvalue"]
+        if found.smallest_eigenvalue > 0:
+            inverse = eigen.inverse_times(point.slope[:, None])[:, 0]
+            found.decrement, found.eigen = max(0.0, float(point.slope @ inverse)) ** 0.5, eigen
+            found.null = null_directions(task, eigen)
+            return found
+        move(task, point.theta + along_negative_curvature(task, evaluate, point, eigen))
+        eigen = None
 
 
 REFRESH = 100  # quasi-Newton steps, after which the metric is computed anew
 DAMPING = 0.1  # of the metric, as a share of |gradient|
+MEMORY = 100   # steps that the metric learns from
+IDLE = 10      # steps within rounding, one after the other, that end a descent
 
 
 class Point(NamedTuple):
@@ -115,7 +137,7 @@ class Point(NamedTuple):
         theta, value, slope: where it is, Tensor [p]; what is minimised, there; and its gradient [p].
         step: Tensor [p], the quasi-Newton step from here, not yet taken.
         steps, passes: taken so far, and evaluations so far.
-        turned: whether the path met negative curvature, or a step that had to be shortened.
+        turned: whether the path met negative curvature, or a step that had to be shortened, by more than rounding.
     """
 
     theta: Tensor
@@ -132,46 +154,50 @@ class Point(NamedTuple):
         return max(0.0, -float(self.slope @ self.step)) ** 0.5
 
 
-def descend(evaluate: Callable, start: Tensor, inverse: Callable, at_start: tuple | None = None, noise: float = 1e-15,
-            memory: int = 100) -> Iterator[Point]:
+def descend(evaluate: Callable, start: Tensor, inverse: Callable, at_start: tuple | None = None,
+            noise: float = 1e-15) -> Iterator[Point]:
     """`start` and the points of a quasi-Newton descent from it, each one pass further (or more, where a step was too
     long).
 
-    It ends where no step along the direction lowers the value beyond its rounding.
+    It ends where no step along the direction lowers the value beyond its rounding, or the last few did not bring the
+    slope down either.
 
     Args:
         evaluate: theta [p] -> (value, slope [p]), one pass.
         inverse: R [p, k] -> B^-1 R, the positive definite start of the inverse curvature.
         at_start: (value, slope) at the start, where they are known.
         noise: relative rounding of the value. Below it a step counts as good where the slope along it has shrunk.
-        memory: steps remembered.
 
-    Source: Nocedal & Wright (2006), algorithm 7.4; accepting by the slope: Hager & Zhang (2005), eq. 4.1.
+    Source: Nocedal & Wright (2006), algorithm 7.4; judging by the slope where values are rounded, after Hager & Zhang
+    (2005), section 4.
     """
-    pairs, here, passes, steps, turned = deque(maxlen=memory), start, int(at_start is None), 0, False
+    pairs, here, passes, steps, turned, idle = deque(maxlen=MEMORY), start, int(at_start is None), 0, False, 0
     value, slope = at_start or evaluate(start)
-    while True:
+    least = slope.norm()
+    while idle < IDLE:
         d = -inverse_times(pairs, inverse, slope)
         yield Point(here, value, slope, d, steps, passes, turned)
-        fall, length = float(slope @ d), 1.0
+        fall, length, level = float(slope @ d), 1.0, noise * abs(value)
         for _ in range(20):
             new, new_slope = evaluate(here + length * d)
             passes += 1
             if new <= value + 1e-4 * length * fall:
                 break
-            if new <= value + noise * abs(value) and abs(float(new_slope @ d)) <= 0.9 * abs(fall):
+            if new <= value + level and abs(float(new_slope @ d)) <= 0.9 * abs(fall):
                 break
+            turned = turned or not new <= value + level
             bend = 2 * (new - value - length * fall)             # the minimum of the parabola through both values
             shorter = -fall * length**2 / bend if bend > 0 else 0.0
-            length, turned = min(max(shorter, 0.1 * length), 0.5 * length), True
+            length = min(max(shorter, 0.1 * length), 0.5 * length)
         else:
             return
         s, y = length * d, new_slope - slope
         if s @ y > 1e-10 * s.norm() * y.norm():
             pairs.append((s, y))
         else:
-            turned = True
-        here, value, slope, steps = here + s, new, new_slope, steps + 1
+            turned = turned or -fall > level
+        idle = 0 if new < value - level or new_slope.norm() < 0.9 * least else idle + 1
+        here, value, slope, steps, least = here + s, new, new_slope, steps + 1, min(least, new_slope.norm())
 
 
 def inverse_times(pairs, inverse: Callable, r: Tensor) -> Tensor:
@@ -191,24 +217,31 @@ def absolute(eigen: Eigen, more: float = 0.0) -> Eigen:
     return Eigen(eigen.values.abs() + more, eigen.vectors, 0.0 if more else eigen.rounding)
 
 
-def along_negative_curvature(evaluate: Callable, point: Point, eigen: Eigen) -> Tensor:
+def along_negative_curvature(task: Task, evaluate: Callable, point: Point, eigen: Eigen) -> Tensor:
     """A move [p] along the most negative eigenvector that lowers the value, the longest of a few."""
     u = eigen.vectors[:, 0]
     for length in (1.0, 0.3, 0.1, 0.03, 0.01, 1e-3):
         for move_by in (length * u, -length * u):
             if evaluate(point.theta + move_by)[0] < point.value:
                 return move_by
-    raise ValueError(f"the Hessian has eigenvalue {eigen.values[0]:.3g} < 0 at a stationary point, and no step along "
-                     "it lowers the risk: perturb the weights, or raise l2")
+    move(task, point.theta)
+    raise ValueError(f"expected a minimum where the gradient vanishes, got a Hessian with eigenvalues "
+                     f"{eigen.values[0]:.3g} to {eigen.values[-1]:.3g}, and no step along the lowest brings the risk "
+                     "down: it is flat, or falls for ever; raise l2")
 
 
 def null_directions(task: Task, eigen: Eigen) -> list[str]:
-    """What each null direction of the Hessian moves, in words, for example "a constant added to linear2.bias"."""
-    found = []
-    for u in eigen.vectors[:, eigen.null()].T:
-        named = {name: piece for name, piece in pieces(task, u).items() if piece.square().sum() > 1e-6}
-        same = all((piece - piece.mean()).abs().max() < 1e-3 * piece.abs().max() for piece in named.values())
-        found.append((("a constant added to " if same else "within ") + " and ".join(named)))
+    """The null directions of the Hessian in words, for example "a constant added to linear2.bias"."""
+    null = eigen.vectors[:, eigen.null()]                                                       # [p, k]
+    named, found, rest = pieces(task, null), [], null
+    for name, piece in named.items():
+        constant = piece.sum(0) / len(piece) ** 0.5                                             # its part in null [k]
+        if constant.norm() > 1 - 1e-6:
+            found.append(f"a constant added to {name}")
+            rest = rest - null @ constant[:, None] @ (constant[None] / constant.norm() ** 2)
+    if further := null.shape[1] - len(found):
+        moved = [name for name, piece in pieces(task, rest).items() if piece.square().sum() > 1e-6]
+        found.append(f"{further} within " + " and ".join(moved))
     return found
 
 
@@ -216,12 +249,11 @@ def risk_and_slope(task: Task, flat: Tensor, w: Tensor | None = None, batch_size
     """R(theta; w) and its gradient [p], float64 sums over batches in the model's own precision; theta = flat is left in
     the model."""
     move(task, flat)
-    named, n = list(parameters(task).values()), len(task.train)
+    named, n, w = list(parameters(task).values()), len(task.train), weights(task, w)
     ridge = penalty(task).double()
     value, slope = 0.5 * float((ridge * flat.square()).sum()), ridge * flat
-    weights = torch.ones(n, device=flat.device) if w is None else w
     with as_found(task.model), torch.enable_grad():
-        for (x, y), wb in zip(batches(task.train, batch_size), weights.split(batch_size)):
+        for (x, y), wb in zip(batches(task.train, batch_size), w.split(batch_size), strict=True):
             part = (wb * task.loss(task.model(x), y)).sum()
             found = torch.autograd.grad(part, named, allow_unused=True, materialize_grads=True)
             value += float(part.detach()) / n
@@ -229,15 +261,9 @@ def risk_and_slope(task: Task, flat: Tensor, w: Tensor | None = None, batch_size
     return value, slope
 
 
-def risk(task: Task, w: Tensor | None = None) -> float:
-    """R(theta; w) over the whole training set, in the loss's unit; w [n] defaults to all 1."""
-    losses = task.losses(task.train)
-    value = losses.mean() if w is None else (w * losses).mean()
-    return float(value + 0.5 * (penalty(task) * theta(task).square()).sum())
-
-
 def move(task: Task, flat: Tensor) -> None:
     """Write a flat parameter vector [p] into the model."""
+    named = parameters(task)
     with torch.no_grad():
         for name, piece in unflatten(task, flat).items():
-            parameters(task)[name].copy_(piece)
+            named[name].copy_(piece)

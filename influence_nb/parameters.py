@@ -41,3 +41,16 @@ def penalty(task: Task) -> Tensor:
 def outputs_at(task: Task, flat: Tensor, x: Tensor) -> Tensor:
     """The model's outputs [b, ...] with the flat parameters in place of its own."""
     return functional_call(task.model, unflatten(task, flat), (x,))
+
+
+def weights(task: Task, w: Tensor | None) -> Tensor:
+    """Training weights [n], all 1 where there are none.
+
+    Raises:
+        ValueError: w has another shape, or is not finite.
+    """
+    n = len(task.train)
+    if w is not None and (w.shape != (n,) or not torch.isfinite(w).all()):
+        raise ValueError(f"training weights w must be [n] = ({n},) and finite, got {tuple(w.shape)}"
+                         f"{' with NaN or infinity' if w.shape == (n,) else ''}")
+    return (torch.ones(n) if w is None else w).to(theta(task))

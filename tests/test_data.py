@@ -191,6 +191,25 @@ def test_a_file_without_a_sum_is_refused(copy):
         data.shipped("extra.npz", copy)
 
 
+def test_a_stored_result_is_its_arrays_compared_and_never_unpickled(copy):
+    def put(**arrays):
+        np.savez(copy / "truth.npz", **arrays)
+        digest = hashlib.sha256((copy / "truth.npz").read_bytes()).hexdigest()
+        (copy / "SHA256SUMS").write_text(f"{digest}  truth.npz\n")
+
+    put(effect=np.array([[0.5, -0.25]]), turned=np.array([True, False]), six=np.int64(6558))
+    found = data.stored("truth", copy)
+    assert list(found) == ["effect", "turned", "six"] and found["effect"].dtype == torch.float64
+    assert found["effect"].tolist() == [[0.5, -0.25]] and found["turned"].tolist() == [True, False]
+    assert found["six"].item() == 6558
+    put(effect=np.array([{}]))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        data.stored("truth", copy)
+    (copy / "truth.npz").write_bytes(b"?")
+    with pytest.raises(ValueError, match="truth.npz is damaged"):
+        data.stored("truth", copy)
+
+
 # corruptions
 @pytest.fixture
 def small():

@@ -60,7 +60,7 @@ def trained(net, seed):
 
     def risk_and_slope(flat):
         newton.move(task, torch.from_numpy(flat))
-        return newton.risk(task), gradients.risk_gradient(task).numpy()
+        return newton.risk_and_slope(task, newton.theta(task))[0], gradients.risk_gradient(task).numpy()
 
     start = gradients.theta(task).numpy()
     found = minimize(risk_and_slope, start, jac=True, method="L-BFGS-B",

@@ -7,7 +7,8 @@ import torch
 from problems import conv_net, digits_task, mlp_task
 from sklearn.linear_model import LogisticRegression
 
-from influence_nb import GGN, Hessian, converge, fit, gradients, models, newton
+from influence_nb import GGN, Hessian, Split, Task, converge, fit, gradients, models, newton
+from influence_nb.solve import Eigen
 
 
 def test_converge_reaches_the_optimum_that_scikit_learn_finds():
@@ -29,10 +30,12 @@ def test_the_certificate_says_what_autograd_says():
     assert found.gradient_norm == pytest.approx(float(slope.norm()), abs=1e-13) and slope.norm() <= 1e-10
     assert abs(values[0]) < 1e-12 and found.smallest_eigenvalue == pytest.approx(float(values[1]), rel=1e-9)
     assert found.null == ["a constant added to linear2.bias"]
-    assert 0 < found.decrement <= 1e-10 / values[1] ** 0.5
-    assert newton.risk(task) == pytest.approx(found.risk, abs=1e-14)
-    assert found.risk == pytest.approx(float(task.losses(task.train).mean()) + 0.01 * float(
-        task.model.linear1.weight.square().sum() + task.model.linear2.weight.square().sum()), abs=1e-12)
+    H = torch.linalg.pinv(Hessian(task).dense(), hermitian=True, rtol=1e-12)
+    assert found.decrement == pytest.approx(float(slope @ H @ slope) ** 0.5, rel=1e-3) and not found.turned
+    assert newton.risk_and_slope(task, newton.theta(task))[0] == pytest.approx(found.risk, abs=1e-14)
+    with torch.no_grad():
+        ridge = 0.01 * (task.model.linear1.weight.square().sum() + task.model.linear2.weight.square().sum())
+    assert found.risk == pytest.approx(float(task.losses(task.train).mean() + ridge), abs=1e-12)
 
 
 def test_a_network_converges_from_random_weights_to_a_minimum():
@@ -51,7 +54,7 @@ def test_it_leaves_a_saddle_along_its_negative_curvature():
         bias = task.model.linear2.bias
         bias.data -= gradients.risk_gradient(task)[-4:]
     assert gradients.risk_gradient(task).norm() < 1e-3 and torch.linalg.eigvalsh(Hessian(task).dense())[0] < -1e-3
-    stuck = newton.risk(task)
+    stuck = newton.risk_and_slope(task, newton.theta(task))[0]
     assert converge(task).risk < stuck - 0.1
 
 
@@ -87,7 +90,7 @@ def test_risk_and_slope_are_those_of_the_risk():
     task, w = digits_task(n=23, trained=False), torch.rand(23, dtype=torch.float64)
     flat = newton.theta(task) + 0.1
     value, slope = newton.risk_and_slope(task, flat, w, batch_size=7)
-    assert value == pytest.approx(newton.risk(task, w), abs=1e-14)
+    assert value == pytest.approx(newton.risk_and_slope(task, newton.theta(task), w)[0], abs=1e-14)
     assert torch.allclose(slope, gradients.risk_gradient(task, w), atol=1e-14)
 
 
@@ -108,7 +111,32 @@ def test_descent_on_a_quadratic_is_exact_in_its_own_metric_and_quick_in_another(
     assert steps_to(1e-8, lambda R: torch.linalg.solve(A.diagonal().diag(), R)) <= 30
 
 
+def test_null_directions_are_named():
+    task = digits_task(n=60, l2=0.0, trained=False)              # the softmax knows no sum over the classes
+    assert newton.null_directions(task, Eigen.of(Hessian(task).dense())) == [
+        "a constant added to linear1.weight", "a constant added to linear1.bias", "8 within linear1.weight"]
+
+
+def test_a_risk_without_a_minimum_is_named_and_the_model_stays():
+    x = torch.tensor([[1.0], [2.0], [-1.0], [-3.0]], dtype=torch.float64)
+    split = Split(x, torch.tensor([0, 0, 1, 1]))
+    task = Task(models.logistic(1, 2).double(), split, split)                              # separable, and l2 = 0
+    with pytest.raises(ValueError, match="raise l2|or l2"):
+        converge(task, max_steps=3000)
+    assert task.losses().max() < 1e-6
+
+
+def test_what_cannot_be_reached_ends_soon_and_says_why():
+    task, passes = digits_task(n=30), []
+    with pytest.raises(ValueError, match="beyond its rounding: raise tol"):
+        converge(task, tol=1e-30, watch=passes.append)
+    assert len(passes) < 60
+
+
 @pytest.mark.parametrize("call, error, words", [
+    (lambda t: converge(t, torch.ones(5), base=Eigen.of(torch.eye(40))), ValueError, r"must be \[n\] = \(12,\)"),
+    (lambda t: converge(t, torch.ones(12, 1), base=Eigen.of(torch.eye(40))), ValueError, r"must be \[n\] = \(12,\)"),
+    (lambda t: converge(t, base=Eigen.of(torch.eye(7))), ValueError, "these 40 parameters, got one of 7"),
     (lambda t: converge(t.to(torch.float32)), TypeError, "converge to 1e-10 needs float64"),
     (lambda t: converge(t, max_steps=1), ValueError, r"after 1 steps, got"),
 ])

@@ -1,4 +1,3 @@
-import copy
 from dataclasses import replace
 
 import pytest
@@ -7,7 +6,7 @@ from problems import digits_task, mlp_task
 
 from influence_nb import GradDot, Influence, Refined, Split, Task, converge, curvature, gradients, leave_one_out, models
 from influence_nb.attribute.refine import without
-from influence_nb.removal import group
+from influence_nb.checks import snapshot, untouched
 from influence_nb.solve import Eigen
 
 
@@ -32,8 +31,9 @@ def test_two_passes_do_what_first_order_cannot(problem):
 
 def test_run_to_the_end_it_is_leave_one_out(problem):
     task, truth = problem
+    before = snapshot(task.model)
     refined = Refined(passes=60, tol=1e-9, progress=False).fit(task)
-    assert torch.allclose(refined.scores().values, truth, atol=1e-8)
+    assert torch.allclose(refined.scores().values, truth, atol=1e-8) and untouched(task.model, before)
     for point in refined.path(3):
         if point.slope.norm() < 1e-10:
             break
@@ -41,13 +41,11 @@ def test_run_to_the_end_it_is_leave_one_out(problem):
     w[3] = 0
     again = task.to(torch.float64)
     converge(again, w)
-    there = replace(task, model=copy.deepcopy(task.model))
     curvature_there = torch.linalg.eigvalsh(curvature.Hessian(again, w).dense())
     null = torch.zeros(74, dtype=torch.float64)
     null[-4:] = 0.5                                                                # a constant on the output biases
     way = point.theta - gradients.theta(again)
     assert (way - null * (null @ way)).norm() < 1e-8 and curvature_there[1] > 0
-    assert torch.equal(gradients.theta(there), gradients.theta(task))              # the task itself has not moved
 
 
 def test_the_first_step_is_newton_s_own_where_the_ggn_is_the_hessian():
@@ -126,6 +124,31 @@ def test_a_path_that_turns_is_flagged():
     assert refined.turned_.any()
 
 
+def test_a_loss_that_is_not_convex_in_the_outputs_is_followed_without_rescaling():
+    def robust(outputs, y):
+        return torch.log1p((outputs.reshape(len(y)) - y) ** 2)
+
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(33, 3, generator=random, dtype=torch.float64)
+    y = x @ torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64) + 0.3 * torch.randn(33, generator=random).double()
+    y[4] += 6
+    task = Task(models.mlp([3, 1]).double(), Split(x[:28], y[:28]), Split(x[28:], y[28:]), loss=robust, l2=1e-2)
+    converge(task)
+    refined = Refined(passes=60, tol=1e-9, progress=False).fit(task)
+    assert torch.allclose(refined.scores().values, leave_one_out(task, range(28), progress=False), atol=1e-8)
+
+
+def test_a_refused_fit_leaves_a_method_that_has_seen_nothing(problem):
+    refined = Refined(progress=False).fit(problem[0])
+    saddle = digits_task(n=12, l2=1e-3, model=models.mlp([9, 5, 4]), trained=False)
+    with pytest.raises(ValueError, match="eigenvalue"):
+        refined.fit(saddle)
+    with pytest.raises(ValueError, match="has seen no task yet"):
+        refined.scores()
+    with pytest.raises(TypeError, match="Refined needs float64"):
+        refined.fit(problem[0].to(torch.float32))
+
+
 @pytest.mark.parametrize("make, words", [
     (lambda: Refined(ids=[50], progress=False), r"0\.\.39, got 50"),
     (lambda: Refined(passes=-1), "passes must be 0 or more"),
@@ -140,7 +163,3 @@ def test_a_saddle_is_refused():
     task = digits_task(n=12, l2=1e-3, model=models.mlp([9, 5, 4]), trained=False)
     with pytest.raises(ValueError, match=r"at a minimum, got a Hessian with eigenvalue -"):
         Refined().fit(task)
-
-
-def test_group_is_shared_with_the_group_effects():
-    assert group([3, 1], 5).tolist() == [3, 1]

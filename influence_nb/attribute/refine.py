@@ -41,7 +41,8 @@ class Refined:
     example in `ids`, and as many forward passes over the test points.
 
     Args:
-        passes: most passes over the training set for one example; 0 reads the losses after the first, free step.
+        passes: most passes over the training set for one example (a step that has to be shortened takes a few more);
+            0 reads the losses after the first, free step.
         tol: a path ends where its next step is this much shorter than its first, in the metric of the curvature.
         ids: training examples to follow; the scores of all others are of the first, free step. None for all.
         damping: added to the curvature of R.
@@ -49,12 +50,14 @@ class Refined:
         progress: show a bar.
 
     Attributes (after `scores`):
-        errors_: Tensor [n_test, n_train], the error bar of each score: what the last step changed in it.
+        errors_: Tensor [n_test, n_train], the error bar of each score: what the last step changed in it. It is no
+            bound: of most pairs it holds the truth, and where it is large the score is not to be trusted.
         passes_: Tensor [n_train], passes that each example took.
         turned_: Tensor [n_train] of bool, paths that met negative curvature or a step that had to be shortened, and
             may have left the basin of the trained weights.
 
     Raises:
+        TypeError: (fit) the model is not float64: removals are followed below the rounding of float32.
         ValueError: (fit) the damped Hessian has a negative eigenvalue; `passes`, `tol` or `ids` make no sense.
 
     Source: the rescaled first step is a Newton step as in Rubinstein & Hopkins (2025); the path is that of L-BFGS.
@@ -71,21 +74,24 @@ class Refined:
         """Decompose the curvature, and keep the training gradients."""
         if self.passes < 0 or not self.tol > 0:
             raise ValueError(f"passes must be 0 or more and tol must be above 0, got {self.passes} and {self.tol}")
+        if theta(task).dtype != torch.float64:
+            raise TypeError(f"Refined needs float64, got {theta(task).dtype}: use task.to(torch.float64)")
         n = len(task.train)
         self.followed_ = list(range(n)) if self.ids is None else group(self.ids, n).tolist()
         begin(self, task)
         self.curvature_ = self.curvature_.dense()
         self.solver_ = Eigen.of(self.curvature_)
         if (smallest := self.solver_.facts(self.damping_)["smallest eigenvalue"]) < 0:
+            del self.task_  # there was no fit
             raise ValueError(f"expected trained weights at a minimum, got a Hessian with eigenvalue {smallest:.3g}: "
                              "converge(task) first, or more damping")
-        self.risk_, self.slope_ = risk_and_slope(copied(task), theta(task).double())
+        self.risk_, self.slope_ = risk_and_slope(copied(task), theta(task))
         return self
 
     def path(self, j: int) -> Iterator[Point]:
         """The points of the removal of training example j, from the trained weights on, each a pass further."""
         task = copied(asked(self, None)[0])
-        start, n, one = theta(task).double(), len(task.train), task.train.take([j])
+        start, n, one = theta(task), len(task.train), task.train.take(group([j], len(task.train)))
         w = torch.ones(n).to(start)
         w[j] = 0
 
@@ -94,8 +100,11 @@ class Refined:
             pull = self.damping_ * way - self.slope_
             return value + float(way @ (pull - self.slope_)) / 2, slope + pull
 
-        at_start = self.risk_ - float(task.losses(one)) / n, -Gradients(task, one).dense()[0, 0].double() / n
-        factors = Gradients(task, one, output_factors).dense()[:, 0].double() / n**0.5          # [c - 1, p]
+        at_start = self.risk_ - float(task.losses(one)) / n, -Gradients(task, one).dense()[0, 0] / n
+        try:
+            factors = Gradients(task, one, output_factors).dense()[:, 0] / n**0.5               # [c - 1, p]
+        except ValueError:  # a loss that is not convex in the outputs has no such roots: nothing is rescaled
+            factors = torch.zeros(1, len(start)).to(start)
         return descend(evaluate, start, without(factors, self.solver_, self.damping_), at_start)
 
     def orders(self, j: int, split: Split | None = None) -> Iterator[tuple[Point, Tensor]]:
@@ -103,7 +112,7 @@ class Refined:
         task, split = asked(self, split)
         before = reading(task, split, theta(task))
         for point in self.path(j):
-            yield point, reading(task, split, (point.theta + point.step).to(before)) - before
+            yield point, reading(task, split, point.theta + point.step) - before
 
     def scores(self, split: Split | None = None) -> Scores:
         """Scores [n_test, n_train] of the task's test points, or of `split`."""
@@ -114,7 +123,7 @@ class Refined:
             values[:, j], self.errors_[:, j], point = self.followed(j, split, first.values[:, j])
             self.passes_[j], self.turned_[j] = point.passes, point.turned
         facts = {"passes per followed example": float(self.passes_[self.followed_].double().mean()),
-                 "median error bar": float(self.errors_.median()), "paths that turned": int(self.turned_.sum())}
+                 "largest error bar": float(self.errors_.max()), "paths that turned": int(self.turned_.sum())}
         return replace(first, values=values, certificate={**first.certificate, **facts})
 
     def followed(self, j: int, split: Split | None, effect: Tensor) -> tuple[Tensor, Tensor, Point]:
@@ -130,12 +139,12 @@ class Refined:
 
     def self_influence(self) -> Tensor:
         """The rise [n_train] of each training example's own loss on its removal."""
-        train = asked(self, None)[0].train
-        return torch.cat([self.followed(j, train.take([j]), torch.zeros(1))[0] for j in range(len(train))])
+        train, none = asked(self, None)[0].train, torch.zeros(1).to(self.slope_)
+        return torch.cat([self.followed(j, train.take([j]), none)[0] for j in range(len(train))])
 
 
 def without(factors: Tensor, solver: Eigen, damping: float) -> Callable:
-    """R [p, k] -> (H + damping I - F^T F)^-1 R for F [m, p], by Woodbury; without F^T F where it takes all curvature.
+    """R [p, k] -> (H + damping I - F^T F)^-1 R, F [m, p], by Woodbury; without F^T F where it takes all curvature.
 
     Source: Woodbury (1950). I - F H^-1 F^T is positive where the leverage of the example is below 1.
     """
