@@ -1,8 +1,8 @@
 """Linear datamodelling scores on a network that never converged: unrolled influence beside every other method.
 
-    python benchmarks/unrolled.py            # about a quarter of an hour on one core
-    python benchmarks/unrolled.py FOLDER     # keeps what is finished in FOLDER, goes on from it, and in the end writes
-                                             # data/unrolled_lds.npz
+    python benchmarks/unrolled.py            # prints data/unrolled_lds.npz: stored results, nothing is computed
+    python benchmarks/unrolled.py FOLDER     # first makes that file, in a quarter of an hour on one core; keeps what is
+                                             # finished in FOLDER, and goes on from it
 
 A 784-32-10 tanh network learns 2,000 digits for five epochs of SGD with momentum. Truth is the same run, with the same
 start and order, without a random 1 % or 2 % of the digits, 120 times each; effects are read on 50 random test digits.
@@ -13,7 +13,6 @@ parameters: CG solves the same system. `Refined` needs that matrix too.
 import copy
 import os
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from functools import partial
@@ -123,21 +122,16 @@ def best(experiment: Experiment, name: str, candidates: dict) -> tuple | None:
 
 
 def table(experiment: Experiment) -> dict:
-    """Print the table; what a notebook needs of it."""
-    print(f"{'method':16}{'':15}{'LDS, 1 % removed':>24}{'LDS, 2 % removed':>24}{'seconds':>9}{'trainings':>11}")
+    """Every method at its best: its scores' LDS, with intervals, and what they predict."""
     rows, predicted = [], []
     for name, candidates in methods(experiment).items():
         if (row := best(experiment, name, candidates)) is None:
             continue
         setting, scores, seconds = row
         found = experiment.lds(scores, repeats=1000)
-        words = "".join(f"{f'{v:.3f} [{low:.3f}, {high:.3f}]':>24}" for v, low, high in found)
-        print(f"{name:16}{setting:15}{words}{seconds:9.1f}{seconds / experiment.training:11.0f}", flush=True)
+        print(f"  {name} {setting}: {found}", file=sys.stderr)
         predicted.append([(np.asarray(scores) @ (1 - w.numpy()).T).astype(np.float32) for w in experiment.w])
         rows.append((name, setting, [list(one) for one in found], seconds))
-        if name == "Unrolled":
-            print(f"   {scores.certificate}\n   slope " + ", ".join(
-                f"{float(slope(p, t).mean()):.3f}" for p, t in zip(predicted[-1], experiment.truth)))
     names, settings, values, seconds = map(list, zip(*rows))
     arrays = {"methods": names, "settings": settings, "lds": values, "seconds": seconds, "shares": SHARES,
               "training": experiment.training, "test_ids": experiment.tests.numpy()}
@@ -149,8 +143,7 @@ def table(experiment: Experiment) -> dict:
 
 
 def roughness(folder: Path) -> dict:
-    """Print, for smoother and rougher runs, what the certificate says and what the scores are worth."""
-    print(f"\n{'run':50}{'smoothness':>11}{'error':>10}{'LDS, 1 %':>10}{'LDS, 2 %':>10}{'risk':>8}")
+    """For smoother and rougher runs, what the certificate says and what the scores are worth."""
     rows = []
     for activation, optimizer, epochs in RUNS:
         options = ", ".join(f"{k}={v:g}" for k, v in optimizer.keywords.items())
@@ -159,17 +152,30 @@ def roughness(folder: Path) -> dict:
         scores, _ = experiment.scores("Unrolled", Unrolled(**experiment.run))
         facts = [scores.certificate["smoothness"], scores.certificate["error of a removal"],
                  *(value for value, *_ in experiment.lds(scores)), experiment.history.risk[-1]]
-        print(f"{run:50}{facts[0]:11.3f}{facts[1]:10.2g}{facts[2]:10.3f}{facts[3]:10.3f}{facts[4]:8.3f}", flush=True)
+        print(f"  {run}: {facts}", file=sys.stderr)
         rows.append((run, facts))
     return {"runs": [run for run, _ in rows], "run_facts": np.array([facts for _, facts in rows], dtype=np.float32)}
 
 
+def show(found: dict):
+    """Print both tables."""
+    print(f"{'method':16}{'':15}{'LDS, 1 % removed':>24}{'LDS, 2 % removed':>24}{'seconds':>9}{'trainings':>11}")
+    for name, setting, values, seconds in zip(*(found[key] for key in ("methods", "settings", "lds", "seconds"))):
+        words = "".join(f"{f'{v:.3f} [{low:.3f}, {high:.3f}]':>24}" for v, low, high in values)
+        print(f"{name:16}{setting:15}{words}{seconds:9.1f}{seconds / found['training']:11.0f}")
+    slopes = (slope(found[f"predicted_{share}"][0], found[f"truth_{share}"]).mean() for share in "12")
+    print(f"slope of {found['methods'][0]}: " + ", ".join(f"{float(one):.3f}" for one in slopes))
+    print(f"\n{'run':50}{'smoothness':>11}{'error':>10}{'LDS, 1 %':>10}{'LDS, 2 %':>10}{'risk':>8}")
+    for run, facts in zip(found["runs"], found["run_facts"]):
+        print(f"{run:50}{facts[0]:11.3f}{facts[1]:10.2g}{facts[2]:10.3f}{facts[3]:10.3f}{facts[4]:8.3f}")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(sys.argv[1] if len(sys.argv) > 1 else temporary)
-        found = table(Experiment(folder)) | roughness(folder)
-        if len(sys.argv) > 1:
-            there = Path(__file__).resolve().parents[1] / "data" / "unrolled_lds.npz"
-            np.savez_compressed(there.with_suffix(".part.npz"), **found)
-            os.replace(there.with_suffix(".part.npz"), there)
+    there = Path(__file__).resolve().parents[1] / "data" / "unrolled_lds.npz"
+    if len(sys.argv) > 1:
+        folder = Path(sys.argv[1])
+        np.savez_compressed(there.with_suffix(".part.npz"), **table(Experiment(folder)), **roughness(folder))
+        os.replace(there.with_suffix(".part.npz"), there)
+    with np.load(there, allow_pickle=False) as file:
+        show({name: file[name] for name in file.files})

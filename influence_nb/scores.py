@@ -133,7 +133,8 @@ class Scores:
     def flags(self) -> list[str]:
         """What a reader must know first: an indefinite curvature, a rough run, systems that were not solved."""
         residual = self.certificate.get("residual") or [0]
-        rough = not self.certificate.get("smoothness", 1) >= 0.5
+        smoothness = self.certificate.get("smoothness")
+        rough = smoothness is not None and not smoothness >= 0.5
         return ([INDEFINITE] * bool(self.certificate.get("indefinite")) + [ROUGH] * rough
                 + [UNSOLVED] * bool(np.median(residual) > 1))
 

@@ -1,11 +1,13 @@
 """Tiny seeded problems that several test files share; n_train, n_test and p differ, so that a transposition fails."""
 
+import copy
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import nn
 
-from influence_nb import Split, Task, converge, fit, models
+from influence_nb import Split, Task, Unrolled, converge, fit, models
 
 
 def digits_task(n=60, n_test=9, l2=5e-2, seed=0, model=None, trained=True):
@@ -71,3 +73,48 @@ def normed(seed=0):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Conv2d(1, 4, 2), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.LayerNorm(16),
                              nn.Linear(16, 4))
+
+
+SGD, ADAM = torch.optim.SGD, torch.optim.Adam
+RULES = {"sgd": partial(SGD, lr=0.1), "undamped": partial(SGD, lr=0.1, dampening=0.5),  # torch damps momentum only
+         "momentum": partial(SGD, lr=0.05, momentum=0.9, dampening=0.3),
+         "nesterov": partial(SGD, lr=0.05, momentum=0.9, nesterov=True), "adam": partial(ADAM, lr=1e-2),
+         "quick adam": partial(ADAM, lr=5e-3, betas=(0.5, 0.8), eps=1e-4)}
+
+
+def falling(epoch):
+    return 0.7**epoch
+
+
+class Trained:
+    """A network after 4 epochs of 4 steps (the last on 5 examples of 23), far from any minimum, and its run."""
+
+    def __init__(self, optimizer=RULES["sgd"], net=None, epochs=4, batch_size=6, **settings):
+        self.task = digits_task(n=23, n_test=5, l2=2e-2, model=net or models.mlp([9, 5, 4]), trained=False)
+        self.task = replace(self.task, **settings)
+        self.start = copy.deepcopy(self.task.model.state_dict())
+        self.run = {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "schedule": falling, "seed": 3}
+        self.history = fit(self.task, **self.run, keep=lambda epoch: True, progress=False)
+
+    def again(self, w):
+        """What a removal raises, [n_test], after the run with weights w."""
+        model = copy.deepcopy(self.task.model)
+        model.load_state_dict(self.start)
+        task = replace(self.task, model=model)
+        fit(task, **self.run, w=w, progress=False)
+        return task.losses() if task.measure is None else -task.measure(task.outputs(), task.test.y)
+
+    def moved(self, j, up):
+        w = torch.ones(len(self.task.train), dtype=torch.float64)
+        w[j] += up
+        return self.again(w)
+
+    def differences(self, h=1e-5):
+        """- d loss_i / d w_j [n_test, n_train] by central differences."""
+        return torch.stack([(self.moved(j, -h) - self.moved(j, h)) / (2 * h) for j in range(len(self.task.train))], 1)
+
+    def method(self, **others):
+        return Unrolled(**{**self.run, **others})
+
+    def scores(self):
+        return self.method().fit(self.task, self.start).scores()

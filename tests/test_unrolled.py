@@ -6,58 +6,15 @@ from math import ceil, sqrt
 import numpy as np
 import pytest
 import torch
-from problems import conv_net, digits_task, mlp_task, normed
+from problems import RULES, Trained, conv_net, digits_task, mlp_task, normed
 from torch import nn
 
-from influence_nb import Influence, Split, TracIn, Unrolled, data, fit, models, pearson, spearman
+from influence_nb import Influence, Split, Task, TracIn, Unrolled, data, fit, models, pearson, spearman
 from influence_nb.attribute import unrolled
 from influence_nb.checks import snapshot, untouched
 from influence_nb.parameters import theta
 
-SGD, ADAM = torch.optim.SGD, torch.optim.Adam
-PLAIN = partial(SGD, lr=0.1)
-RULES = {"sgd": PLAIN, "undamped": partial(SGD, lr=0.1, dampening=0.5),  # torch damps momentum only
-         "momentum": partial(SGD, lr=0.05, momentum=0.9, dampening=0.3),
-         "nesterov": partial(SGD, lr=0.05, momentum=0.9, nesterov=True), "adam": partial(ADAM, lr=1e-2),
-         "quick adam": partial(ADAM, lr=5e-3, betas=(0.5, 0.8), eps=1e-4)}
-
-
-def falling(epoch):
-    return 0.7**epoch
-
-
-class Trained:
-    """A network after 4 epochs of 4 steps (the last on 5 examples of 23), far from any minimum, and its run."""
-
-    def __init__(self, optimizer=PLAIN, net=None, epochs=4, batch_size=6, **settings):
-        self.task = digits_task(n=23, n_test=5, l2=2e-2, model=net or models.mlp([9, 5, 4]), trained=False)
-        self.task = replace(self.task, **settings)
-        self.start = copy.deepcopy(self.task.model.state_dict())
-        self.run = {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "schedule": falling, "seed": 3}
-        self.history = fit(self.task, **self.run, keep=lambda epoch: True, progress=False)
-
-    def again(self, w):
-        """What a removal raises, [n_test], after the run with weights w."""
-        model = copy.deepcopy(self.task.model)
-        model.load_state_dict(self.start)
-        task = replace(self.task, model=model)
-        fit(task, **self.run, w=w, progress=False)
-        return task.losses() if task.measure is None else -task.measure(task.outputs(), task.test.y)
-
-    def moved(self, j, up):
-        w = torch.ones(len(self.task.train), dtype=torch.float64)
-        w[j] += up
-        return self.again(w)
-
-    def differences(self, h=1e-5):
-        """- d loss_i / d w_j [n_test, n_train] by central differences."""
-        return torch.stack([(self.moved(j, -h) - self.moved(j, h)) / (2 * h) for j in range(len(self.task.train))], 1)
-
-    def method(self, **others):
-        return Unrolled(**{**self.run, **others})
-
-    def scores(self):
-        return self.method().fit(self.task, self.start).scores()
+SGD, PLAIN = torch.optim.SGD, RULES["sgd"]
 
 
 def away(values, truth):
@@ -138,6 +95,34 @@ def test_it_predicts_reruns_with_less_of_an_example():
         assert away(product, truth) > 0.1
 
 
+def hinge(outputs, y):
+    return (1 - outputs[:, 0] * (2 * y - 1)).clamp(min=0).square()
+
+
+def test_examples_without_an_effect_do_not_make_a_run_rough():
+    random = torch.Generator().manual_seed(0)
+    x, model = torch.randn(30, 3, generator=random, dtype=torch.float64), models.logistic(3, 2).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        model.linear1.weight[0, 0] = 2.0
+    y, start = (x[:, 0] > 0).long(), copy.deepcopy(model.state_dict())
+    drawn = int(torch.randperm(30, generator=torch.Generator().manual_seed(0))[0])
+    run = {"epochs": 2, "batch_size": 7, "optimizer": partial(SGD, lr=0.01)}
+    for beyond in ([drawn], range(30)):  # the margin: 2 x 20 > 1
+        x[beyond, 0] = 20 * (2 * y[beyond] - 1).double()
+        model.load_state_dict(start)
+        task = Task(model, Split(x, y), Split(x[:4], y[:4]), loss=hinge, l2=0.01, measure=lambda o, y: o[:, 0])
+        fit(task, **run, progress=False)
+        scores = Unrolled(**run).fit(task, start).scores()
+        smooth, error = scores.certificate["smoothness"], scores.certificate["error of a removal"]
+        assert scores.flags() == [] and not scores.values[:, beyond].any()
+        if beyond == [drawn]:
+            assert scores.values.any() and smooth >= 0.99 and error <= 0.1
+        else:
+            assert smooth is None and error is None
+
+
 def test_a_copy_of_a_test_point_helps_it():
     task = digits_task(n=30, n_test=7, trained=False)
     x, y = task.train.x.clone(), task.train.y.clone()
@@ -187,50 +172,8 @@ def test_a_float32_run_is_replayed_and_agrees_with_float64():
     task.model.load_state_dict(trained.start)
     fit(task, **trained.run, progress=False)
     scores, exact = trained.method().fit(task, trained.start).scores(), trained.scores().values
-    assert scores.values.dtype == torch.float32 and scores.certificate["replay off by"] <= 1e-6
+    assert scores.values.dtype == torch.float32 and scores.certificate["replay off by"] <= 1e-5
     assert (scores.values - exact).norm() <= 1e-5 * exact.norm()
-
-
-@pytest.mark.parametrize("other", [{"seed": 4}, {"epochs": 5}, {"batch_size": 7}, {"schedule": None},
-                                   {"optimizer": partial(SGD, lr=0.05)}, {"optimizer": partial(ADAM, lr=0.1)}])
-def test_another_run_is_refused(other):
-    trained = Trained()
-    with pytest.raises(ValueError, match=r"to end at the weights of the task's model, got .* must be those of the run"):
-        trained.method(**other).fit(trained.task, trained.start)
-
-
-def test_another_start_is_refused():
-    trained = Trained()
-    with pytest.raises(ValueError, match=r"a copy of the weights before it: copy\.deepcopy"):
-        trained.method().fit(trained.task, trained.task.model.state_dict())
-    with pytest.raises(ValueError, match=r"give fit\(task, start\) the weights before the run"):
-        trained.method().fit(trained.task)
-    with pytest.raises(ValueError, match="state_dict of the task's own model, Sequential; got another's"):
-        trained.method().fit(trained.task, models.logistic(9, 4).state_dict())
-    with pytest.raises(ValueError, match="1 epoch or more, got epochs=0"):
-        Unrolled(epochs=0).fit(trained.task)
-
-
-def groups(weights):
-    return SGD([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "lr": 0.2}])
-
-
-@pytest.mark.parametrize("optimizer, got", [
-    (partial(SGD, lr=0.1, weight_decay=0.1), "SGD, weight_decay=0.1"), (partial(SGD, maximize=True), "maximize=True"),
-    (partial(ADAM, amsgrad=True), "Adam, amsgrad=True"), (partial(ADAM, weight_decay=0.1), "Adam, weight_decay=0.1"),
-    (torch.optim.AdamW, "AdamW"), (torch.optim.RMSprop, "RMSprop"), (groups, r"2 group\(s\)")])
-def test_an_optimiser_without_a_rule_is_refused(optimizer, got):
-    with pytest.raises(ValueError, match=rf"expected torch.optim.SGD .* or torch.optim.Adam .* got .*{got}"):
-        Unrolled(optimizer=optimizer).fit(digits_task(n=23))
-
-
-@pytest.mark.parametrize("layer", [nn.Dropout(0.1), nn.BatchNorm1d(9)])
-def test_what_weights_alone_do_not_decide_is_refused(layer):
-    task = digits_task(n=23, model=nn.Sequential(nn.Flatten(), layer, nn.Linear(9, 4)), trained=False)
-    before, random = snapshot(task.model), torch.get_rng_state()
-    with pytest.raises(ValueError, match="without dropout, and with GroupNorm or LayerNorm in place of BatchNorm"):
-        Unrolled().fit(task)
-    assert untouched(task.model, before) and torch.equal(random, torch.get_rng_state())
 
 
 def test_a_rough_run_says_so():
