@@ -78,11 +78,12 @@ def interval(metric: Callable, predicted, actual, seed: int = 0, repeats: int = 
     Raises:
         ValueError: as `metric` does.
     """
-    x, y = map(np.atleast_2d, checked(predicted, actual))
+    x, y = map(np.atleast_2d, checked(predicted, actual, varying=0))
     value, random, means = float(metric(x, y).mean()), np.random.default_rng(seed), []
+    constant = ~varies(y)  # which a slope allows
     while len(means) < repeats:
-        drawn = np.ix_(*(random.integers(size, size=size) for size in x.shape))
-        vary = varies(x[drawn]) & varies(y[drawn])
+        drawn = rows, _ = np.ix_(*(random.integers(size, size=size) for size in x.shape))
+        vary = varies(x[drawn]) & (varies(y[drawn]) | constant[rows[:, 0]])
         if vary.any():
             means.append(float(metric(x[drawn][vary], y[drawn][vary]).mean()))
     return Interval(value, *map(float, np.quantile(means, [0.025, 0.975])))
@@ -107,7 +108,7 @@ def lds(scores, w, truth, seed: int = 0, repeats: int = 1000) -> Interval:
     Raises:
         ValueError: the shapes do not belong together, or as for `spearman`.
     """
-    S, w, truth = (np.asarray(v, dtype=float) for v in (scores, w, truth))
+    S, w, truth = map(array, (scores, w, truth))
     if S.ndim != 2 or w.ndim != 2 or w.shape[1] != S.shape[1] or truth.shape != (len(S), len(w)):
         raise ValueError(f"expected scores [n_test, n_train], w [m, n_train] and truth [n_test, m], got {S.shape}, "
                          f"{w.shape} and {truth.shape}")
@@ -129,7 +130,7 @@ def noise_ceiling(replicates, metric: Callable = spearman, seed: int = 0, splits
 
     Source: Spearman (1910); Brown (1910).
     """
-    runs = np.asarray(replicates, dtype=float)
+    runs = array(replicates)
     if runs.ndim != 3 or len(runs) < 2:
         raise ValueError(f"replicates must be [s, n_test, m] with s of 2 or more, got {runs.shape}")
     h, random = len(runs) // 2, np.random.default_rng(seed)
@@ -141,7 +142,7 @@ def noise_ceiling(replicates, metric: Callable = spearman, seed: int = 0, splits
 
 def checked(predicted, actual, varying: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Both as float64 arrays of one shape [..., m], m >= 2, finite; the first `varying` of them constant in no row."""
-    x, y = (np.asarray(v, dtype=float) for v in (predicted, actual))
+    x, y = array(predicted), array(actual)
     if x.shape != y.shape or x.ndim == 0 or x.shape[-1] < 2:
         hint = ": transpose?" if x.shape == y.shape[::-1] != y.shape else ""
         raise ValueError(f"expected predicted and actual of one shape [n_test, m], m of 2 or more, got {x.shape} and "
@@ -154,6 +155,11 @@ def checked(predicted, actual, varying: int = 2) -> tuple[np.ndarray, np.ndarray
             raise ValueError(f"expected effects that vary, got {name} constant in {len(rows)} rows, first in row "
                              f"{rows[0]}: nothing correlates with it; leave these test points out")
     return x, y
+
+
+def array(values) -> np.ndarray:
+    """Numbers in float64, from wherever they are."""
+    return np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, dtype=float)
 
 
 def varies(x: np.ndarray) -> np.ndarray:

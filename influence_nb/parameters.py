@@ -3,6 +3,9 @@
 theta holds the parameters with requires_grad=True, flattened in the order of `named_parameters()`.
 """
 
+import copy
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -54,3 +57,8 @@ def weights(task: Task, w: Tensor | None) -> Tensor:
         raise ValueError(f"training weights w must be [n] = ({n},) and finite, got {tuple(w.shape)}"
                          f"{' with NaN or infinity' if w.shape == (n,) else ''}")
     return (torch.ones(n) if w is None else w).to(theta(task))
+
+
+def copied(task: Task) -> Task:
+    """The same task with its own copy of the model."""
+    return replace(task, model=copy.deepcopy(task.model))

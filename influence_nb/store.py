@@ -5,21 +5,20 @@ that b models were trained with, their `readings` [b, n_test], and their `certif
 of w, and written under another name first: a file that has its name is whole.
 """
 
-import hashlib
 import json
 import os
 import platform
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from functools import partial
 from pathlib import Path
+from threading import get_ident
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from .fingerprint import described, digest
 from .task import Task
 
 FORMAT = "influence_nb truth 1"
@@ -51,6 +50,9 @@ class Store:
             versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
             header = json.dumps({"format": FORMAT, **self.asked, "versions": versions}, indent=1)
             written(self.folder / "header.json", lambda file: file.write(header.encode()))
+        self.check()
+
+    def check(self) -> None:
         found = header_of(self.folder)
         wrong = [f"{name} {value!r}, got {found.get(name)!r}" for name, value in self.asked.items()
                  if found.get(name) != value]
@@ -70,7 +72,8 @@ class Store:
         return block
 
     def put(self, block: Block) -> None:
-        """Keep a finished block."""
+        """Keep a finished block, in a folder that no other run has made its own meanwhile."""
+        self.check()
         written(self.path(block.w), lambda file: np.savez_compressed(
             file, w=block.w, readings=block.readings, certificates=np.array(json.dumps(block.certificates))))
 
@@ -81,7 +84,8 @@ class Store:
 def audit(folder) -> tuple[dict, Block]:
     """What a folder of retrainings holds: its header, and all of them as one block.
 
-    They are in the order of their weights: without example 0 first, without none last.
+    They are in the order of their weights: without example 0 first, without none last. Of those with the same weights,
+    from calls that retrained another number together, there is one.
 
     Raises:
         ValueError: it is no such folder, or a file in it is damaged.
@@ -90,9 +94,9 @@ def audit(folder) -> tuple[dict, Block]:
     if not blocks:
         raise ValueError(f"no retraining is finished in the folder {Path(folder).name}")
     w, readings = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("w", "readings"))
-    order = np.lexsort(w.T[::-1])
+    w, first = np.unique(w, axis=0, return_index=True)
     certificates = [c for block in blocks for c in block.certificates]
-    return header, Block(w[order], readings[order], [certificates[i] for i in order])
+    return header, Block(w, readings[first], [certificates[i] for i in first])
 
 
 def header_of(folder: Path) -> dict:
@@ -123,7 +127,7 @@ def opened(path: Path) -> Block:
 
 def written(path: Path, write) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}")
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{get_ident()}")
     with open(temporary, "wb") as file:
         write(file)
     os.replace(temporary, path)
@@ -141,26 +145,3 @@ def question(task: Task, retrain: Callable | None, tol: float) -> dict:
     """What a store is asked: the task, its test points, and how it is retrained."""
     kind = f"to the nearest optimum, |gradient| <= {tol:g}" if retrain is None else described(retrain)
     return {"task": task.fingerprint(), "test points": digest(task.test.x, task.test.y), "retraining": kind}
-
-
-def described(value) -> str:
-    """A retrainer in words: its name and settings, which must tell it from others."""
-    if isinstance(value, partial):
-        named = [(name, v) for name, v in sorted(value.keywords.items()) if name != "progress"]
-        settings = [*map(described, value.args), *(f"{name}={described(v)}" for name, v in named)]
-        return f"{described(value.func)}({', '.join(settings)})"
-    if "<lambda>" in (name := getattr(value, "__qualname__", "")):
-        raise ValueError("a store knows a retrainer and its settings by their names: def or partial in place of lambda")
-    if isinstance(value, Tensor):
-        return digest(value)
-    return name or (repr(value) if isinstance(value, (int, float, str, tuple, type(None))) else type(value).__name__)
-
-
-def digest(*tensors) -> str:
-    """A name for the numbers in tensors or arrays."""
-    found = hashlib.sha256()
-    for values in tensors:
-        values = np.ascontiguousarray(values.detach().cpu() if isinstance(values, Tensor) else values)
-        found.update(f"{values.shape} {values.dtype}".encode())
-        found.update(values.data)
-    return found.hexdigest()[:16]

@@ -9,17 +9,17 @@ The meanings that bind the whole library:
 """
 
 import copy
-import hashlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import RLock
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .fingerprint import described, digest
 
 
 # losses: (outputs [b, ...], y [b]) -> [b], one value an example, never reduced
@@ -38,31 +38,24 @@ def weights_only(name: str) -> bool:
     return name.rpartition(".")[2] != "bias"
 
 
-LOCKS = WeakKeyDictionary()
+LOCKS, PRINTS = WeakKeyDictionary(), WeakKeyDictionary()  # of a model; of a task, its last stamp and fingerprint
 
 
 @contextmanager
 def as_found(model: nn.Module):
-    """Run the body with `model` in eval mode; then put back every module's mode, flags and the global random state.
+    """Run the body with `model` in eval mode, where it draws no random numbers; then put back its modes and flags.
 
     One thread at a time has a model: another that asks for it waits.
     """
     with LOCKS.setdefault(model, RLock()):
-        yield from borrowed(model)
-
-
-def borrowed(model: nn.Module):
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with torch.random.fork_rng():
+        found = [(module, "training", module.training) for module in model.modules()]
+        found += [(parameter, "requires_grad", parameter.requires_grad) for parameter in model.parameters()]
         model.eval()
         try:
             yield model
         finally:
-            for module, mode in modes:
-                module.training = mode
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
+            for part, name, value in found:
+                setattr(part, name, value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,21 +213,12 @@ class Task:
         return (self.predict() != self.test.y).nonzero()[:, 0]
 
     def fingerprint(self) -> str:
-        """A digest of parameters and which of them are trained, buffers, training data, loss, measure and l2: what
-        scores belong to."""
-        now, state = stamp(self), self.model.state_dict()
-        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        digest = hashlib.sha256(f"{name_of(self.loss)} {name_of(self.measure)} {self.l2!r} {trained}".encode())
-        for name in sorted(state):
-            digest.update(f"{name} {self.regularised(name)}".encode())
-            digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
-        for values in (self.train.x, self.train.y):
-            digest.update(np.ascontiguousarray(values.detach().cpu().numpy()).data)
-        PRINTS[self] = now, digest.hexdigest()[:16]
+        """A digest of the model, of what in it is trained and regularised, of training data, loss, measure and l2."""
+        now, named = stamp(self), self.model.named_parameters()
+        trained = [(name, bool(self.regularised(name))) for name, p in named if p.requires_grad]
+        parts = self.model, trained, self.train.x, self.train.y, self.loss, self.measure, float(self.l2)
+        PRINTS[self] = now, digest(*map(described, parts))
         return PRINTS[self][1]
-
-
-PRINTS = WeakKeyDictionary()  # task -> its last stamp and fingerprint
 
 
 def stamp(task: Task) -> tuple:
@@ -246,7 +230,7 @@ def stamp(task: Task) -> tuple:
 
 def name_of(function) -> str:
     """The name by which a loss or a measure goes into records."""
-    return getattr(function, "__name__", repr(function))
+    return getattr(getattr(function, "func", function), "__name__", type(function).__name__)
 
 
 def check_split(task: Task, split: Split) -> None:
@@ -260,10 +244,11 @@ def check_split(task: Task, split: Split) -> None:
     if x.is_floating_point() and x.dtype != weight.dtype:
         raise TypeError(f"data and model must have one floating type, got {x.dtype} and {weight.dtype}: "
                         f"model.to({x.dtype}) or split.to({weight.dtype})?")
+    found = []
     with as_found(task.model), torch.no_grad():
         for b in (1, len(x)):
             try:
-                outputs = task.model(x[:b])
+                found.append(outputs := task.model(x[:b]))
             except RuntimeError as error:
                 raise ValueError(f"the model does not take examples of shape {tuple(x.shape[1:])}: {error}") from error
             except ValueError as error:  # BatchNorm1d refuses a single example
@@ -274,6 +259,11 @@ def check_split(task: Task, split: Split) -> None:
             if outputs.shape[:1] != (b,):
                 raise ValueError(f"the model must give each example its row of outputs, expected shape ({b}, ...) for "
                                  f"{b}, got {tuple(outputs.shape)}: squeeze(-1) in place of squeeze()?")
+        alone, among = (rows[0].double() for rows in found)
+        if (among - alone).norm() > torch.finfo(weight.dtype).eps ** 0.5 * among.norm():
+            raise ValueError("each example must go through the model for itself, but its outputs change with the others"
+                             " in the batch, or from call to call: is there BatchNorm without running statistics, a "
+                             "mean over the batch, or dropout in eval mode?")
         if task.loss is cross_entropy:
             if split.y.is_floating_point():
                 raise TypeError(f"cross_entropy needs class numbers (torch.int64), got y of {split.y.dtype}: y.long()?")

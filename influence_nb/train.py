@@ -2,8 +2,11 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import isfinite
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +14,39 @@ from torch.func import functional_call, vmap
 from tqdm.auto import tqdm
 
 from .newton import converge as converge
-from .parameters import outputs_at, parameters, pieces, theta
+from .parameters import copied, outputs_at, parameters, pieces, theta, weights
+from .removal import refuse_bad_losses
 from .task import Split, Task, as_found
 
 adam = partial(torch.optim.Adam, lr=1e-3)
 sgd = partial(torch.optim.SGD, lr=0.1)
+
+RANDOM = RLock()
+BLOCK = 2**25  # bytes of memory for the models that `fit_many` trains at once
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device):
+    """Run the body from a seeded random state of CPU and device, then put back the one found; yields what seeds again.
+
+    Dropout draws from this state, of which a process has one: another thread that asks for it waits.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index])
+
+    def begin():
+        for generator in generators:
+            generator.manual_seed(seed)
+
+    with RANDOM:
+        states = [generator.get_state() for generator in generators]
+        try:
+            begin()
+            yield begin
+        finally:
+            for generator, state in zip(generators, states):
+                generator.set_state(state)
 
 
 @dataclass
@@ -35,10 +66,10 @@ class History:
     checkpoints: list = field(default_factory=list)
 
 
-def regulariser(task: Task) -> Tensor:
-    """(l2/2) |theta_r|^2, the regulariser of the risk, as a differentiable scalar."""
-    weights = [p for name, p in task.model.named_parameters() if p.requires_grad and task.regularised(name)]
-    return 0.5 * task.l2 * sum((p.square().sum() for p in weights), start=torch.zeros(()).to(task.train.x.device))
+def regulariser(task: Task, named: dict | None = None) -> Tensor | float:
+    """(l2/2) |theta_r|^2, the regulariser of the risk, differentiable; at named parameters, or at the model's own."""
+    named = parameters(task) if named is None else named
+    return 0.5 * task.l2 * sum(p.square().sum() for name, p in named.items() if task.regularised(name))
 
 
 def fit(task: Task, epochs: int, batch_size: int = 100, optimizer: Callable = adam, schedule: Callable | None = None,
@@ -53,9 +84,9 @@ def fit(task: Task, epochs: int, batch_size: int = 100, optimizer: Callable = ad
         epochs: passes over the training set.
         optimizer: parameters -> torch optimizer, for example `partial(torch.optim.SGD, lr=0.1, momentum=0.9)`.
         schedule: epoch -> factor on the learning rate, from epoch 0.
-        w: Tensor [n] of training weights; None for all 1.
+        w: Tensor [n] of training weights; None for all 1. An infinite loss stays infinite with a weight of 0.
         keep: epoch -> bool, whether to keep a checkpoint after it (epochs count from 1).
-        seed: of the order of the data and of dropout.
+        seed: of the order of the data and of dropout. Threads of one process train in turn.
 
     Returns:
         History; the model is left in the mode it was found in.
@@ -63,33 +94,31 @@ def fit(task: Task, epochs: int, batch_size: int = 100, optimizer: Callable = ad
     Raises:
         ValueError: w has another length, or the risk is no longer finite.
     """
-    n, history = len(task.train), History()
-    if w is not None and w.shape != (n,):
-        raise ValueError(f"training weights w must be [n] = ({n},), got {tuple(w.shape)}")
+    n, w, history = len(task.train), weights(task, w), History()
     if batch_size < 1 or epochs < 0:
         raise ValueError(f"epochs must be 0 or more and batch_size 1 or more, got {epochs} and {batch_size}")
-    order = torch.Generator().manual_seed(seed)
-    weights = [p for p in task.model.parameters() if p.requires_grad]
-    steps = optimizer(weights)
+    order, named = torch.Generator().manual_seed(seed), parameters(task)
+    steps = optimizer(list(named.values()))
     decay = torch.optim.lr_scheduler.LambdaLR(steps, schedule or (lambda epoch: 1.0))
     modes = [(module, module.training) for module in task.model.modules()]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, w.device):
         task.model.train()
         try:
             for epoch in (bar := tqdm(range(1, epochs + 1), desc="training", disable=not progress, leave=False)):
                 total = 0.0
                 for batch in torch.randperm(n, generator=order).split(batch_size):
-                    batch = batch.to(task.train.x.device)
+                    batch = batch.to(w.device)
                     losses = task.loss(task.model(task.train.x[batch]), task.train.y[batch])
-                    risk = (losses if w is None else w[batch] * losses).mean() + regulariser(task)
+                    risk = (w[batch] * losses).mean() + regulariser(task, named)
+                    if not isfinite(value := risk.item()):
+                        bad = [f" at the loss of training example {j}" for j in batch[~losses.isfinite()].tolist()]
+                        raise ValueError(f"the risk is {value} in epoch {epoch}{''.join(bad[:1])}: a smaller learning "
+                                         "rate?")
                     steps.zero_grad()
                     risk.backward()
                     steps.step()
-                    total += risk.item() * len(batch)
+                    total += value * len(batch)
                 history.risk.append(total / n)
-                if not torch.isfinite(torch.tensor(total)):
-                    raise ValueError(f"the risk is {total / n} after epoch {epoch}: a smaller learning rate?")
                 if keep is not None and keep(epoch):
                     lr = steps.param_groups[0]["lr"]
                     history.checkpoints.append(Checkpoint(epoch, lr, copy.deepcopy(task.model.state_dict())))
@@ -98,7 +127,7 @@ def fit(task: Task, epochs: int, batch_size: int = 100, optimizer: Callable = ad
         finally:
             for module, mode in modes:
                 module.training = mode
-            for p in weights:
+            for p in named.values():
                 p.grad = None
     return history
 
@@ -134,18 +163,14 @@ class Ensemble:
             return torch.stack([torch.cat([outputs_at(self.task, flat, x) for x in split.x.split(batch_size)])
                                 for flat in self.thetas])
 
-    def values(self, function: Callable, split: Split | None = None) -> Tensor:
-        """function(outputs, y) -> [n], a loss or a measure, of every model on `split`: [m, n]."""
-        split = self.task.test if split is None else split
-        return torch.stack([function(outputs, split.y) for outputs in self.outputs(split)])
-
     def losses(self, split: Split | None = None) -> Tensor:
         """The loss [m, n] of every model on each example of `split` (default: the test points)."""
-        return self.values(self.task.loss, split)
+        split = self.task.test if split is None else split
+        return torch.stack([self.task.loss(outputs, split.y) for outputs in self.outputs(split)])
 
 
 def fit_many(task: Task, w: Tensor, epochs: int, batch_size: int = 100, optimizer: Callable = adam,
-             schedule: Callable | None = None, seed: int = 0, starts: Tensor | None = None, block: int = 2**25,
+             schedule: Callable | None = None, seed: int = 0, starts: Tensor | None = None,
              progress: bool = True) -> Ensemble:
     """Train m models side by side, model i on the risk R(theta; w_i): each as `fit` with w = w_i would.
 
@@ -155,7 +180,6 @@ def fit_many(task: Task, w: Tensor, epochs: int, batch_size: int = 100, optimize
         w: Tensor [m, n] of training weights.
         epochs, batch_size, optimizer, schedule, seed: as for `fit`.
         starts: Tensor [m, p] of initial parameters; None for those of `task.model`.
-        block: bytes of memory for the models that are trained at once.
 
     Cost: the multiplications of m calls of `fit`. Where those are so small that the calls take the time, ten times less
     of it: see benchmarks/retraining.py.
@@ -166,24 +190,26 @@ def fit_many(task: Task, w: Tensor, epochs: int, batch_size: int = 100, optimize
     """
     n, flat = len(task.train), theta(task)
     w = torch.as_tensor(w).to(flat)
-    if w.ndim != 2 or w.shape[1] != n:
-        raise ValueError(f"training weights w must be [m, n] = (m, {n}), got {tuple(w.shape)}")
-    starts = flat.expand(len(w), -1) if starts is None else starts
+    if w.ndim != 2 or w.shape[1] != n or not len(w):
+        raise ValueError(f"training weights w must be [m, n] = (m, {n}) with m of 1 or more, got {tuple(w.shape)}")
+    starts = flat.expand(len(w), -1) if starts is None else starts.to(flat)
     if starts.shape != (len(w), len(flat)):
         raise ValueError(f"starts must be [m, p] = ({len(w)}, {len(flat)}), got {tuple(starts.shape)}")
     if batch_size < 1 or epochs < 0:
         raise ValueError(f"epochs must be 0 or more and batch_size 1 or more, got {epochs} and {batch_size}")
-    refuse_joint(optimizer, [p.shape for p in parameters(task).values()])
-    model, thetas, risks = copy.deepcopy(task.model).train(), [], []
-    bar = tqdm(desc="training", total=epochs * len(w), disable=not progress, leave=False)
-    with torch.random.fork_rng(), bar:
-        size = max(1, block // probed(task, model, torch.arange(min(n, batch_size), device=w.device), seed))
+    twin, thetas, risks = copied(task), [], []
+    if not torch.isfinite(twin.losses(task.train)).all():
+        refuse_bad_losses(twin)
+    refuse_joint(optimizer, [p.shape for p in parameters(task).values()], w.device)
+    model, bar = twin.model.train(), tqdm(desc="training", total=epochs * len(w), disable=not progress, leave=False)
+    with seeded(seed, w.device) as begin, bar:
+        size = max(1, BLOCK // probed(task, model, torch.arange(min(n, batch_size), device=w.device), begin))
         for start, rows in zip(starts.split(size), w.split(size)):
-            torch.manual_seed(seed)
+            begin()
             leaves = stacked(task, start, lambda piece: piece.clone().requires_grad_())
             steps, order = optimizer(list(leaves.values())), torch.Generator().manual_seed(seed)
             decay = torch.optim.lr_scheduler.LambdaLR(steps, schedule or (lambda epoch: 1.0))
-            total = torch.full((len(rows),), torch.nan)
+            total = torch.full_like(rows[:, 0], torch.nan)
             for epoch in range(1, epochs + 1):
                 total = 0.0
                 for batch in torch.randperm(n, generator=order).split(batch_size):
@@ -213,8 +239,7 @@ def stacked(task: Task, thetas: Tensor, each: Callable) -> dict[str, Tensor]:
 def batch_risk(task: Task, model: nn.Module, named: dict, w: Tensor, batch: Tensor) -> Tensor:
     """The risk on a batch at named parameters, with w [b]: a scalar."""
     losses = task.loss(functional_call(model, named, (task.train.x[batch],)), task.train.y[batch])
-    decay = sum(p.square().sum() for name, p in named.items() if task.regularised(name))
-    return (w * losses).mean() + 0.5 * task.l2 * decay
+    return (w * losses).mean() + regulariser(task, named)
 
 
 def batch_risks(task: Task, model: nn.Module, leaves: dict, w: Tensor, batch: Tensor) -> Tensor:
@@ -222,7 +247,7 @@ def batch_risks(task: Task, model: nn.Module, leaves: dict, w: Tensor, batch: Te
     return vmap(lambda named, wb: batch_risk(task, model, named, wb, batch), randomness="same")(leaves, w)
 
 
-def probed(task: Task, model: nn.Module, batch: Tensor, seed: int) -> int:
+def probed(task: Task, model: nn.Module, batch: Tensor, begin: Callable) -> int:
     """The bytes that one model takes in training, once vmap has been seen to give the gradient that autograd gives.
 
     Raises:
@@ -233,10 +258,10 @@ def probed(task: Task, model: nn.Module, batch: Tensor, seed: int) -> int:
     first = {name: leaf[0] for name, leaf in leaves.items()}
     w = torch.linspace(1, 2, len(batch)).to(theta(task))  # unequal, so that this is no stationary point
     try:
-        torch.manual_seed(seed)
+        begin()
         risks = batch_risks(task, model, leaves, w.expand(2, -1), batch)
         together = torch.autograd.grad(risks[0], list(leaves.values()), materialize_grads=True)
-        torch.manual_seed(seed)
+        begin()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
             risk = batch_risk(task, model, first, w, batch)
         alone = torch.autograd.grad(risk, list(leaves.values()), materialize_grads=True)
@@ -251,24 +276,24 @@ def probed(task: Task, model: nn.Module, batch: Tensor, seed: int) -> int:
     return 4 * theta(task).nbytes + sum(saved)
 
 
-def refuse_joint(optimizer: Callable, shapes: list) -> None:
+def refuse_joint(optimizer: Callable, shapes: list, device: torch.device) -> None:
     """Raise for an optimiser that steps two stacked models otherwise than each alone, such as LBFGS or Adafactor."""
     random = torch.Generator().manual_seed(0)
-    draws = [[torch.randn(2, *shape, generator=random, dtype=torch.float64) for shape in shapes] for _ in range(4)]
+    draws = [[torch.randn(2, *shape, generator=random).to(device, torch.float64) for shape in shapes] for _ in range(4)]
 
     def stepped(rows):
         leaves = [start[rows].clone().requires_grad_() for start in draws[0]]
         steps = optimizer(leaves)
         for slopes in draws[1:]:
             for leaf, slope in zip(leaves, slopes, strict=True):
-                leaf.grad = slope[rows] * torch.tensor([1.0, 100.0]).reshape(2, *[1] * (slope.ndim - 1))[rows]
+                leaf.grad = slope[rows] * torch.tensor([1, 100]).to(slope).reshape(2, *[1] * (slope.ndim - 1))[rows]
             steps.step()
         return leaves
 
     words = "fit_many needs an optimiser that steps every number by its own gradient, such as SGD or Adam"
     try:
         together, alone = stepped(slice(None)), [stepped(0), stepped(1)]
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{words}: {error}") from error
     if not all(torch.allclose(both[i], alone[i][k], rtol=1e-9) for k, both in enumerate(together) for i in (0, 1)):
         raise ValueError(f"{words}, got one that mixes the numbers of a tensor: train one by one, with fit on copies "

@@ -7,12 +7,11 @@ Its effect on test point i is
 
 and for a task with a measure the drop of that. theta(1) is retrained in the same way as theta(w). Two kinds:
 
-* *Fixed* truth: one deterministic function of w. Either the certified optimum that is reached from the trained model,
-  or the end of a training run that is repeated with the same start, order and seed.
+* *Fixed* truth: one deterministic function of w. Either the stationary point that `converge` reaches from the trained
+  model, or the end of a training run that is repeated with the same start, order and seed.
 * *Expected* truth: the mean over runs that differ in start and order, with its standard error.
 """
 
-import copy
 import os
 import pickle
 from collections.abc import Callable
@@ -28,8 +27,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .parameters import theta
-from .removal import reading
+from .newton import Convergence
+from .parameters import copied, theta
+from .removal import group, reading
 from .store import Block, Store, certificate, question
 from .task import Task
 from .train import Ensemble, converge
@@ -39,13 +39,12 @@ def leave_one_out(task: Task, ids, **options) -> Tensor:
     """The measured effect [n_test, m] of removing each of the training examples `ids` [m] alone.
 
     Args:
-        options: `retrain`, `tol`, `store`, `executor`, ... as for `removal_effects`; by default each retraining is
-            converged to the certified optimum nearest to the trained model.
+        options: `retrain`, `tol`, `store`, `executor`, ... as for `removal_effects`.
 
     Raises:
-        ValueError: an id is not in the training set, or as for `removal_effects`.
+        ValueError: an id is not in the training set or given twice, or as for `removal_effects`.
     """
-    return leave_group_out(task, torch.as_tensor(ids).reshape(-1, 1), **options)
+    return leave_group_out(task, group(ids, len(task.train))[:, None], **options)
 
 
 def leave_group_out(task: Task, groups, **options) -> Tensor:
@@ -53,20 +52,15 @@ def leave_group_out(task: Task, groups, **options) -> Tensor:
 
     Args, Raises: as for `leave_one_out`.
     """
-    return removal_effects(task, without(len(task.train), groups), **options)
+    return removal_effects(task, all_but(len(task.train), groups), **options)
 
 
-def without(n: int, groups) -> Tensor:
+def all_but(n: int, groups) -> Tensor:
     """Training weights [m, n] that are 0 for the examples of each group, m lists of ids, and 1 for all others."""
-    groups = [torch.as_tensor(group).reshape(-1) for group in groups]
-    ids = torch.cat([torch.empty(0, dtype=torch.uint8), *(group for group in groups if len(group))])
-    if ids.dtype.is_floating_point or any(group.dtype == torch.bool for group in groups):
-        raise TypeError("ids must be whole numbers, got booleans or fractions: mask.nonzero()[:, 0]?")
-    if len(ids) and not 0 <= ids.min() <= ids.max() < n:
-        raise ValueError(f"ids must lie in 0..{n - 1}, got {ids.min()}..{ids.max()}")
+    groups = [group(ids, n) for ids in groups]
     w = torch.ones(len(groups), n)
-    for row, group in zip(w, groups):
-        row[group.long()] = 0
+    for row, ids in zip(w, groups):
+        row[ids] = 0
     return w
 
 
@@ -80,7 +74,7 @@ def subsets(n: int, m: int, removed: float = 0.5, seed: int = 0) -> Tensor:
     if not 0 < k < n:
         raise ValueError(f"removed must be a share that leaves out 1 to {n - 1} of {n} examples, got {removed} ({k})")
     random = torch.Generator().manual_seed(seed)
-    return without(n, [torch.randperm(n, generator=random)[:k] for _ in range(m)])
+    return all_but(n, [torch.randperm(n, generator=random)[:k] for _ in range(m)])
 
 
 def removal_effects(task: Task, w, retrain: Callable | None = None, together: int | None = None, tol: float = 1e-10,
@@ -92,28 +86,32 @@ def removal_effects(task: Task, w, retrain: Callable | None = None, together: in
         w: [m, n] training weights, 0 for a removed example; see `subsets`.
         retrain: retrain(task, w=...) trains the model of the task it is given (a copy) and must give the same result
             every time, for example partial(fit, epochs=5). None: `converge` in float64 to |gradient| <= tol, from the
-            optimum with all examples and with its curvature.
+            minimum with all examples and with its curvature. Only the slope at the end is then certified; `turned` in
+            the certificate tells which retrainings may have gone to another minimum.
         together: None: `retrain` gets one row [n] at a time. A number b: it gets b rows [b, n] at once, and returns an
             Ensemble, as partial(fit_many, epochs=5) does.
         store: a folder that keeps every finished retraining with its certificate; a second call with the same folder
-            repeats none. `audit(folder)` reads it.
+            repeats none. It knows the question by the task, and by the retrainer's code with all values that it takes
+            from outside. `audit(folder)` reads it.
         executor: any `concurrent.futures.Executor`. Its workers should have one torch thread each:
             ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)).
+            Threads of one process take turns in `fit` and `fit_many`, for they share one random state.
 
     Cost: m + 1 retrainings. By default a dense Hessian and its decomposition, then a few passes over the training set
     a removed example.
 
     Returns:
-        Tensor [n_test, m], positive = helpful.
+        Tensor [n_test, m] on the model's device, positive = helpful.
 
     Raises:
-        ValueError: w has another shape, a retraining did not converge, or the store is of another question.
+        ValueError: w has another shape, a retraining did not converge or left its model as it was, or the store is of
+            another question.
         TypeError: (default `retrain`) the model is not float64.
     """
     n, w = len(task.train), torch.as_tensor(w).detach().cpu().double()
     if w.ndim != 2 or w.shape[1] != n or not torch.isfinite(w).all():
         raise ValueError(f"training weights w must be finite and [m, n] = (m, {n}), got {tuple(w.shape)}")
-    if together is not None and (retrain is None or together < 1):
+    if together is not None and (retrain is None or not isinstance(together, int) or together < 1):
         raise ValueError(f"together= needs a retrain that takes {together} rows of w at once, such as fit_many")
     blocks = torch.cat([torch.ones(1, n).double(), w]).split(together or 1)
     kept = None if store is None else Store(store, question(task, retrain, tol))
@@ -216,22 +214,21 @@ def unpacked(parcel: bytes, rows: np.ndarray) -> Block:
 
 def retrained(retrain: Callable, task: Task, many: bool, rows: np.ndarray) -> Block:
     """Retrain with each row of weights [b, n], on a copy of the task."""
-    task, w = copied(task), torch.from_numpy(rows).to(theta(task))
+    task, start, w = copied(task), theta(task), torch.from_numpy(rows).to(theta(task))
     try:
         found = retrain(task, w=w if many else w[0])
-        if many and not isinstance(found, Ensemble):
-            raise TypeError("with together=, retrain must return an Ensemble, as fit_many does, got "
-                            f"{type(found).__name__}")
+        if many and not (isinstance(found, Ensemble) and len(found) == len(w)):
+            raise TypeError(f"with together=, retrain must return an Ensemble of {len(w)} models, as fit_many does, "
+                            f"got {type(found).__name__}")
+        if not (many or isinstance(found, Convergence) or (w == 1).all()) and torch.equal(theta(task), start):
+            raise ValueError("expected retrain(task, w=...) to train the model of the task that it is given, got one "
+                             "that leaves it as it was: does it train a copy?")
         if many:
             return Block(rows, readings(task, found.thetas), [{"risk": risk} for risk in found.risk.tolist()])
         return Block(rows, readings(task, theta(task)[None]), [certificate(found)])
     except ValueError as error:
         gone = [(row == 0).nonzero()[:, 0].tolist()[:10] or "none" for row in w[:10]]
         raise ValueError(f"retraining without {gone if many else gone[0]} failed: {error}") from error
-
-
-def copied(task: Task) -> Task:
-    return replace(task, model=copy.deepcopy(task.model))
 
 
 def readings(task: Task, thetas: Tensor) -> np.ndarray:

@@ -239,9 +239,8 @@ def test_a_wide_model_has_its_memory_bounded_by_block():
 @pytest.mark.parametrize("norm, kind", [(lambda: nn.BatchNorm2d(2, track_running_stats=False), "image"),
                                         (C(lambda m, x: x - x.mean(0)), "vector")])
 def test_examples_that_see_each_other_are_refused(norm, kind):
-    task = task_of(norm, kind)
-    with pytest.raises(ValueError, match=r"for itself, but its outputs change by 0\.\d+ .*BatchNorm without running"):
-        Gradients(task, task.train)
+    with pytest.raises(ValueError, match=r"for itself, but its outputs change .* BatchNorm without running"):
+        task_of(norm, kind)
 
 
 def test_a_norm_that_cannot_take_one_example_is_refused():

@@ -72,6 +72,26 @@ def test_intervals_are_seeded_and_cover_the_truth():
     assert 0 < many.high - many.low < 0.6 * np.mean([high - low for _, low, high in found])
 
 
+def test_the_slope_of_a_constant_truth_has_an_interval():
+    x = pairs()[0]
+    assert interval(slope, x, np.zeros_like(x), repeats=20) == (0, 0, 0)
+    mixed = np.where(np.arange(6)[:, None] < 3, 2 * x, 5)  # three slopes of 2, three of 0
+    assert interval(slope, x, mixed, repeats=200).value == pytest.approx(1)
+    with pytest.raises(ValueError, match="actual constant in 3 rows, first in row 3"):
+        interval(pearson, x, mixed)
+
+
+def test_tensors_count_wherever_they_are():
+    x, y = map(torch.tensor, pairs())
+    assert torch.equal(pearson(x.requires_grad_(), y), pearson(x.detach(), y))
+    half, w = x.detach().bfloat16(), subsets(19, 8)
+    assert torch.equal(spearman(half, y), spearman(half.double(), y))
+    truth = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    assert lds(half, w.requires_grad_(), truth, repeats=5) == lds(half.double(), w.detach(), truth, repeats=5)
+    runs = torch.stack([y, y + 1, x])
+    assert torch.equal(noise_ceiling(runs, splits=5), noise_ceiling(runs.detach().numpy(), splits=5))
+
+
 def test_an_interval_is_of_test_points_and_of_removals():
     """One perfect and one reversed test point: which of them is drawn decides, however many removals there are."""
     x, _ = pairs(2, 300)

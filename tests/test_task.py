@@ -1,5 +1,7 @@
 import copy
 import threading
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -84,6 +86,9 @@ def test_take_keeps_ids_and_text_and_a_task_numbers_rows_anew():
     (dict(model=Gives(lambda o: {"logits": o})), TypeError, "expected a Tensor of outputs, got dict: wrap the model"),
     (dict(model=Gives(lambda o: o[:, :1].squeeze()), loss=squared_error), ValueError,
      r"row of outputs, expected shape \(1, ...\) for 1, got \(\): squeeze\(-1\)"),
+    (dict(model=Gives(lambda o: nn.functional.dropout(o, training=True))), ValueError,
+     "for itself, but its outputs change .* dropout"),
+    (dict(model=Gives(lambda o: o / o.norm(dim=0))), ValueError, "outputs change with the others .* over the batch"),
     (dict(model=Gives(lambda o: o.sum(0, keepdim=True))), ValueError, r"expected shape \(2, ...\) for 2, got \(1, 2\)"),
 ])
 def test_a_bad_task_is_refused(change, error, words):
@@ -123,6 +128,24 @@ def test_fingerprint_sees_weights_labels_loss_and_l2():
     assert task.fingerprint() not in prints
     task.model.linear1.bias.requires_grad_(True)
     assert task.fingerprint() in prints
+
+
+def test_a_fingerprint_sees_what_the_model_computes():
+    def print_of(model, **parts):
+        return replace(digits_task(trained=False), model=model.double(), **parts).fingerprint()
+
+    def net(activation=nn.Tanh, p=0.1):
+        return nn.Sequential(models.mlp([9, 5, 4], activation), nn.Dropout(p))
+
+    loss = partial(nn.CrossEntropyLoss, reduction="none")
+    prints = [print_of(net()), print_of(net(nn.ReLU)), print_of(net(p=0.2)), print_of(net(), loss=loss()),
+              print_of(net(), loss=loss(label_smoothing=0.3)), print_of(net(), measure=lambda o, y: o[:, 0]),
+              print_of(net(), measure=lambda o, y: o[:, 1]), print_of(net(), regularised=lambda name: True)]
+    assert len(set(prints)) == len(prints)
+    assert prints[0] == print_of(net().train()) == print_of(net().eval())
+    hooked = net()
+    hooked.register_forward_hook(lambda *given: None)
+    assert prints[0] == print_of(hooked)
 
 
 def further_step(task):

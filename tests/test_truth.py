@@ -1,10 +1,4 @@
 import copy
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -30,7 +24,6 @@ from influence_nb import (
     models,
     removal_effects,
     subsets,
-    truth,
 )
 from influence_nb.checks import snapshot, untouched
 
@@ -52,19 +45,6 @@ def lost(task, w):
     ensemble = fit_many(task, w, 1, progress=False)
     ensemble.thetas[1] = float("inf")
     return ensemble
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """The weights of every retraining to a certified optimum, as they begin; the base, with all examples, is None."""
-    calls, original = [], truth.converge
-
-    def counting(task, w=None, **settings):
-        calls.append(None if w is None else (w == 0).nonzero()[:, 0].tolist())
-        return original(task, w=w, **settings)
-
-    monkeypatch.setattr(truth, "converge", counting)
-    return calls
 
 
 def test_leave_one_out_and_groups_equal_retraining_from_scratch_without_the_examples():
@@ -91,14 +71,17 @@ def test_the_task_is_left_as_found_and_bad_ids_are_refused():
     leave_one_out(task, [0], progress=False)
     removal_effects(task, subsets(20, 2), partial(fit, **RUN), progress=False)
     assert untouched(task.model, before)
-    with pytest.raises(ValueError, match=r"0\.\.19, got 3\.\.20"):
-        leave_one_out(task, [3, 20])
-    with pytest.raises(TypeError, match="whole numbers, got booleans or fractions: mask.nonzero"):
-        leave_one_out(task, torch.arange(20) < 3)
+    for ids, words in [([3, 20], "20"), (torch.arange(20) < 3, "a mask of 20: mask.nonzero"), ({1, 2}, "set"),
+                       ([2.5], r"numbers of torch.float32: ids.long\(\)"), ([7, 7], "7 more than once"), ([], "none")]:
+        with pytest.raises(ValueError, match=rf"training ids in 0\.\.19, got {words}"):
+            leave_one_out(task, ids)
+        with pytest.raises(ValueError, match=rf"training ids in 0\.\.19, got {words}"):
+            leave_group_out(task, [[1], ids])
     with pytest.raises(ValueError, match=r"\[m, n\] = \(m, 20\), got \(20, 3\)"):
         removal_effects(task, subsets(20, 3).T)
-    with pytest.raises(ValueError, match="together= needs a retrain"):
-        leave_one_out(task, [3], together=5)
+    for together, retrain in [(5, None), (2.5, partial(fit_many, **RUN)), (0, partial(fit_many, **RUN))]:
+        with pytest.raises(ValueError, match="together= needs a retrain"):
+            leave_one_out(task, [3], together=together, retrain=retrain)
     with pytest.raises(ValueError, match=r"retraining without \['none', \[7\]\] failed: expected finite test losses"):
         leave_one_out(task, [7], retrain=lost, together=9, progress=False)
     with pytest.raises(ValueError, match=r"retraining without \[7\] failed: expected \|gradient\| <= 1e-10 after 1 st"):
@@ -140,8 +123,23 @@ def test_a_run_repeated_without_examples_is_fit_with_weights_of_zero():
     for together in (2, 3, 100):  # of 5 runs, with the one with all examples
         many = removal_effects(task, w, partial(fit_many, **RUN), together, progress=False)
         assert torch.allclose(many, effects, rtol=0, atol=1e-12)
-    with pytest.raises(TypeError, match="must return an Ensemble, as fit_many does, got History"):
-        removal_effects(task, torch.ones(1, 23), lambda task, w: fit(task, w=w[0], **RUN), 5, progress=False)
+    for wrong, got in [(lambda task, w: fit(task, w=w[0], **RUN), "History"),
+                       (lambda task, w: fit_many(task, w[:1], **RUN), "Ensemble")]:
+        with pytest.raises(TypeError, match=f"return an Ensemble of 2 models, as fit_many does, got {got}"):
+            removal_effects(task, torch.ones(1, 23), wrong, 5, progress=False)
+
+
+def test_a_retrainer_must_train_the_model_that_it_is_given():
+    def elsewhere(task, w):
+        return fit(replace(task, model=copy.deepcopy(task.model)), w=w, **RUN)
+
+    for wrong in (elsewhere, lambda task, w: None):
+        with pytest.raises(ValueError, match="leaves it as it was: does it train a copy"):
+            removal_effects(small(), subsets(23, 2), wrong, progress=False)
+    task = digits_task(n=20)  # where all weights are 1, or nothing is to be done, a model may stay as it is
+    again = partial(removal_effects, task, torch.ones(1, 20), progress=False)
+    assert torch.equal(again(lambda task, w: None), torch.zeros(9, 1).double())
+    assert torch.equal(again(converge), torch.zeros(9, 1).double())
 
 
 def test_models_with_statistics_of_their_own_are_retrained_one_by_one():
@@ -186,135 +184,6 @@ def test_expected_truth_is_the_mean_over_runs_with_fresh_weights_and_order(tmp_p
         expected_effects(task, w, partial(fit_many, **RUN), [4, 4])
 
 
-def test_a_store_repeats_no_finished_retraining_and_can_be_audited(tmp_path, counted):
-    task = mlp_task()
-    whole = leave_one_out(task, [5, 7, 30, 2], progress=False)
-    counted.clear()
-    first = leave_one_out(task, [5, 7], store=tmp_path, progress=False)
-    assert counted == [None, [5], [7]]
-    assert torch.equal(leave_one_out(task, [5, 7, 30, 2], store=tmp_path, progress=False), whole)
-    assert counted == [None, [5], [7], None, [30], [2]] and torch.equal(first, whole[:, :2])
-    again = leave_one_out(task, [2, 7, 7], store=tmp_path, progress=False)
-    assert len(counted) == 6 and torch.equal(again, whole[:, [3, 1, 1]])  # not even the base is computed again
-
-    header, block = audit(tmp_path)
-    assert header["task"] == task.fingerprint() and "1e-10" in header["retraining"] and header["versions"]["torch"]
-    assert [(row == 0).nonzero()[0].tolist() for row in block.w] == [[2], [5], [7], [30], []]
-    assert torch.allclose(torch.from_numpy(block.readings[2] - block.readings[4]), whole[:, 1], rtol=0, atol=0)
-    assert all(c["gradient_norm"] <= 1e-10 for c in block.certificates)
-    assert all(c["passes"] > 1 for c in block.certificates[:4])
-    base = block.certificates[4]  # certified in full
-    assert base["smallest_eigenvalue"] > 0 and base["null"] == ["a constant added to linear2.bias"]
-
-
-def test_a_store_of_another_question_is_refused_and_left_as_it_was(tmp_path):
-    task, store = digits_task(n=20), tmp_path / "truth"
-    leave_one_out(task, [3], store=store, progress=False)
-    before = {path.name: path.read_bytes() for path in store.iterdir()}
-    other = digits_task(n=20, l2=0.1)
-    few = replace(task, test=task.test.take([1, 2]))
-    for refused, words in [
-        (lambda: leave_one_out(other, [3], store=store), "task .*, got "),
-        (lambda: leave_one_out(few, [3], store=store), "test points"),
-        (lambda: leave_one_out(task, [3], tol=1e-8, store=store), r"\|gradient\| <= 1e-08"),
-        (lambda: leave_one_out(task, [3], store=store, retrain=partial(fit, **RUN)),
-         r"retraining 'fit\(batch_size=7, epochs=3, optimizer=SGD\(lr=0.1, momentum=0.9\)\)'"),
-        (lambda: leave_one_out(task, [3], store=store, retrain=lambda task, w: None), "partial in place of lambda"),
-        (lambda: leave_one_out(task, [3], store=tmp_path), "a new or empty folder"),
-    ]:
-        with pytest.raises(ValueError, match=words):
-            refused()
-    assert before == {path.name: path.read_bytes() for path in store.iterdir()}
-    assert [path.name for path in tmp_path.iterdir()] == ["truth"]
-    leave_one_out(task, [3], store=tmp_path / "fit", retrain=partial(fit, **RUN), progress=False)
-    with pytest.raises(ValueError, match="epochs=3.*got.*epochs=3|epochs=4"):
-        leave_one_out(task, [3], store=tmp_path / "fit", retrain=partial(fit, **RUN | {"epochs": 4}))
-
-
-def test_damaged_and_foreign_files_are_reported(tmp_path):
-    task = digits_task(n=20)
-    effects = leave_one_out(task, [3, 4], store=tmp_path, progress=False)
-    first, second, _ = sorted(tmp_path.glob("*.npz"))
-    whole = first.read_bytes()
-    for content in (whole[:60], whole[:-40], b"", b"notes", second.read_bytes()):
-        first.write_bytes(content)
-        with pytest.raises(ValueError, match=f"{first.name} .*: delete it"):
-            leave_one_out(task, [3, 4], store=tmp_path, progress=False)
-    np.savez(first, w=np.ones((1, 20)))
-    with pytest.raises(ValueError, match=f"{first.name} .* is damaged, or no file of a store"):
-        audit(tmp_path)
-    first.unlink()
-    assert torch.equal(leave_one_out(task, [3, 4], store=tmp_path, progress=False), effects)
-    assert first.read_bytes() and len(audit(tmp_path)[1].w) == 3
-    (tmp_path / "header.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(ValueError, match="new or empty folder, or one of retrainings"):
-        leave_one_out(task, [3, 4], store=tmp_path)
-
-
-KILLED = """
-import sys, time
-import torch
-from problems import digits_task
-from influence_nb import leave_one_out, truth
-
-torch.set_num_threads(1)
-original = truth.converge
-
-def slowly(task, w=None, **settings):
-    time.sleep(0.1)
-    return original(task, w=w, **settings)
-
-truth.converge = slowly
-leave_one_out(digits_task(n=30), range(12), store=sys.argv[1], progress=False)
-"""
-
-
-def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path, counted):
-    task = digits_task(n=30)
-    unbroken = leave_one_out(task, range(12), progress=False)
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
-    run = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=env)
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("*.npz"))) < 6 and run.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    run.kill()
-    assert run.wait() == -signal.SIGKILL
-    finished = [(row == 0).nonzero()[0].tolist() for row in audit(tmp_path)[1].w]
-    assert 6 <= len(finished) < 13
-    counted.clear()
-    assert torch.equal(leave_one_out(task, range(12), store=tmp_path, progress=False), unbroken)
-    assert counted == [None, *([j] for j in range(12) if [j] not in finished)]
-
-
-class Stopped:
-    """Trains, and notes it in a file; at its third call in all it is interrupted."""
-
-    def __init__(self, log):
-        self.log = log
-        self.log.touch()
-
-    def calls(self):
-        return len(self.log.read_text())
-
-    def __call__(self, task, w):
-        self.log.write_text(self.log.read_text() + ".")
-        if self.calls() == 3:
-            raise KeyboardInterrupt
-        return fit(task, w=w, **RUN)
-
-
-@pytest.mark.parametrize("threads", [False, True])
-def test_an_interrupted_run_keeps_what_is_finished(tmp_path, threads):
-    task, w, retrain, store = small(), subsets(23, 60), Stopped(tmp_path / "log"), tmp_path / "truth"
-    with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
-        removal_effects(task, w, retrain, store=store, executor=pool if threads else None, progress=False)
-    calls, finished = retrain.calls(), len(list(store.glob("*.npz")))
-    assert finished >= 2 and calls < 30  # what was waiting is given up
-    again = removal_effects(task, w, retrain, store=store, progress=False)
-    assert retrain.calls() == calls + 61 - finished
-    assert torch.equal(again, removal_effects(task, w, partial(fit, **RUN), progress=False))
-
-
 def test_every_executor_gives_the_same_numbers(tmp_path):
     task, ids, w = mlp_task(), [1, 5, 33, 8], subsets(23, 5)
     here, run = leave_one_out(task, ids, progress=False), partial(fit_many, **RUN)
@@ -328,6 +197,17 @@ def test_every_executor_gives_the_same_numbers(tmp_path):
         assert torch.equal(many, removal_effects(small(), w, run, 2, progress=False))
         with pytest.raises(ValueError, match=r"retraining without \[5\] failed: expected \|gradient\|"):
             leave_one_out(task, [5], retrain=partial(converge, max_steps=1), executor=pool, progress=False)
+
+
+def test_threads_take_turns_with_the_random_state():
+    """Dropout draws from a state that all threads of a process share."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 6), nn.Dropout(0.5), nn.ReLU(), nn.Linear(6, 4))
+    task, w, random = small(model=net.double()), subsets(23, 12), torch.get_rng_state()
+    run = partial(removal_effects, task, w, partial(fit, **RUN), progress=False)
+    here = run()
+    with ThreadPoolExecutor(4) as pool:
+        there = run(executor=pool)
+    assert torch.equal(here, there) and torch.equal(random, torch.get_rng_state())
 
 
 def test_dask_gives_the_same_numbers():

@@ -10,7 +10,6 @@ on R_j with this start of the inverse curvature. It costs one pass: the true slo
 losses are read where the next step leads, true losses and not their slopes. At the end of the path is leave-one-out.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 from ..curvature import Hessian, output_factors
 from ..gradients import Gradients
 from ..newton import Point, descend, risk_and_slope
-from ..parameters import theta
+from ..parameters import copied, theta
 from ..removal import begin, group, reading, removal_scores
 from ..scores import Scores
 from ..solve import Eigen
@@ -156,8 +155,3 @@ def without(factors: Tensor, solver: Eigen, damping: float) -> Callable:
 
 
 LEAST = 1e-2  # curvature that must be left of an example's own directions, as a share, for the rescaled step
-
-
-def copied(task: Task) -> Task:
-    """The same task with its own copy of the model."""
-    return replace(task, model=copy.deepcopy(task.model))
