@@ -14,7 +14,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 
@@ -22,17 +22,19 @@ import numpy as np
 import torch
 
 from influence_nb import Hessian, Influence, Refined, Task, converge, data, models
+from influence_nb.metrics import pearson
 from influence_nb.parameters import theta
 
 HERE, FOLDER = Path(__file__).parent, Path(sys.argv[1])
 SIX, TESTS = 6558, 100                     # the misread six, and test images in all
 TOP, RANDOM = 500, 500                     # training images removed: strongest for each six, and at random
-NUDGES, CHECKS = 60, 30                    # of them, removed by 1 %, and retrained once more in another way
-TOL, MOST = 1e-4, 300                      # Newton decrement at the end, of that of the removal; and most passes
-ORDERS, KEPT = 13, (0, 1, 2, 4, 8, 12)     # steps after which Refined is read; those of which the data keep the effects
+NUDGES, CHECKS = 60, 12                    # of them, removed by 1 %, and retrained once more in another way
+TOL, MOST = 1e-3, 200                      # Newton decrement at the end, of that of the removal; and most passes
+ROUGH = 1e-2                               # passes are in float32 down to this decrement
+STOP = 1e-2                                # where Refined stops by itself
+MARKS = 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 48, 96, 144   # passes after which Refined is read
 
-
-PLAIN = "passes", "decrement", "turned", "gradient_norm", "moved"
+PLAIN = "passes", "stopped", "first_decrement", "decrement", "turned", "gradient_norm", "moved"
 
 
 def write(name: str, **arrays) -> None:
@@ -75,26 +77,28 @@ def stored(task: Task) -> Hessian:
 @cache
 def method() -> Refined:
     torch.set_num_threads(1)
-    return Refined(curvature=stored).fit(problem()[0])
+    return Refined(curvature=stored, rough=ROUGH).fit(problem()[0])
 
 
 def follow(j: int) -> str:
     """Follow one removal to its end, and write what each pass told."""
-    start, told, left, cost = time.monotonic(), [], [], []
+    start, told, first, stopped, before = time.monotonic(), [], None, None, None
     for point, effect in method().orders(j):
-        if len(told) < ORDERS:
-            told.append(effect.numpy())
-            left.append(point.decrement)
-            cost.append(point.passes)
-        if point.decrement <= TOL * left[0] or point.passes >= MOST:
+        first = first or point.decrement
+        told += [before] * (sum(mark < point.passes for mark in MARKS) - len(told))
+        if stopped is None and point.decrement <= STOP * first:
+            stopped = {"stopped": point.passes, "refined": effect.numpy(), "bar": (effect - before).abs().numpy()}
+        before = effect
+        if point.decrement <= TOL * first or point.passes >= MOST:
             break
-    told, left, cost = (several + several[-1:] * (ORDERS - len(several)) for several in (told, left, cost))
-    moved = point.theta - theta(problem()[0])
+    told += [effect] * (len(MARKS) - len(told))
     slope = float(point.slope.norm())
-    write(f"removal-{j}.npz", orders=np.stack(told), decrements=left, cost=cost, effect=effect.numpy(),
-          passes=point.passes, decrement=point.decrement, turned=point.turned, gradient_norm=slope,
-          moved=float(moved.norm()))
-    return f"{j:5}  {point.passes:3} passes  |gradient| {slope:.1e}  {time.monotonic() - start:5.1f} s"
+    if stopped is None:
+        stopped = {"stopped": point.passes, "refined": effect.numpy(), "bar": np.full(len(effect), np.inf)}
+    write(f"removal-{j}.npz", orders=torch.stack(told).numpy(), effect=effect.numpy(), passes=point.passes,
+          first_decrement=first, decrement=point.decrement, turned=point.turned, gradient_norm=slope,
+          moved=float((point.theta - theta(problem()[0])).norm()), **stopped)
+    return f"{j:5}  {point.passes:3} passes  {point.decrement / first:.1e} left  {time.monotonic() - start:5.1f} s"
 
 
 @cache
@@ -105,13 +109,13 @@ def settled() -> Task:
     return task
 
 
-def nudge(j: int) -> str:
+def nudge(j: int, share: float = 0.01, name: str = "nudge") -> str:
     """Take one hundredth of the weight from training image j, and write what follows."""
     task, w = settled().to(torch.float64), torch.ones(len(problem()[0].train)).double()
-    w[j] = 0.99
+    w[j] -= share
     found = converge(task, w, tol=1e-12, base=method().solver_)
-    write(f"nudge-{j}.npz", effect=(task.losses() - settled().losses()).numpy())
-    return f"{j:5}  1 %  {found.passes:3} passes  |gradient| {found.gradient_norm:.1e}"
+    write(f"{name}-{j}.npz", effect=(task.losses() - settled().losses()).numpy())
+    return f"{j:5}  {share:+.0%}  {found.passes:3} passes  |gradient| {found.gradient_norm:.1e}"
 
 
 def check(j: int) -> str:
@@ -136,19 +140,27 @@ if __name__ == "__main__":
     first = read("first.npz")["first"]                                                      # [100, 5500]
     top = [first[i].abs().topk(TOP).indices.tolist() for i in (0, 1)]
     some = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(1))[:RANDOM].tolist()
-    ids = list(dict.fromkeys([j for group in zip(*top, some, strict=True) for j in group]))
-    jobs = {"nudge": ids[:NUDGES], "removal": ids, "check": ids[:CHECKS]}
-    left = {what: [j for j in some if not (FOLDER / f"{what}-{j}.npz").exists()] for what, some in jobs.items()}
+    ids = list(dict.fromkeys([*(j for pair in zip(*top, strict=True) for j in pair), *some]))
+    jobs = {"nudge": ids[:NUDGES], "removal": ids, "raise": ids[:NUDGES],
+            "check": ids[NUDGES::len(ids) // CHECKS][:CHECKS]}
+    do = {"nudge": nudge, "removal": follow, "raise": partial(nudge, share=-0.01, name="raise"), "check": check}
     with ProcessPoolExecutor(int(sys.argv[2])) as pool, open(FOLDER / "log", "a", buffering=1) as log:
-        for line in chain(pool.map(nudge, left["nudge"]), pool.map(follow, left["removal"]),
-                          pool.map(check, left["check"])):
+        left = {what: [j for j in some if not (FOLDER / f"{what}-{j}.npz").exists()] for what, some in jobs.items()}
+        for line in chain(*(pool.map(do[what], left[what]) for what in jobs)):
             print(line, file=log)
-    found, nudged, checked = ([read(f"{what}-{j}.npz") for j in jobs[what]] for what in ("removal", "nudge", "check"))
-    columns = {name: np.stack([f[name] for f in found], -1).astype(np.float32) for name in ("effect", "orders")}
-    rows = {name: np.stack([f[name] for f in found]) for name in ("decrements", "cost")}
+    found, nudged, raised, checked = ([read(f"{what}-{j}.npz") for j in jobs[what]]
+                                      for what in ("removal", "nudge", "raise", "check"))
+    columns = {name: torch.stack([f[name] for f in found], -1) for name in ("effect", "refined", "bar", "orders")}
+    sets = {"six": top[0], "right": top[1], "random": some}
+    places = {name: [ids.index(j) for j in chosen] for name, chosen in sets.items()}
+    agreement = torch.stack([torch.stack([pearson(told[:, place], columns["effect"][:, place]) for told in
+                                          (first[:, ids], *columns["orders"])]) for place in places.values()])
     np.savez_compressed(
-        HERE / "leave_one_out_all_cnn.npz", ids=ids, test_ids=shown, top=top, random=some, first=first[:, ids].numpy(),
-        effect=columns["effect"], orders=columns["orders"][list(KEPT)], kept=KEPT, **rows,
-        nudged=np.stack([f["effect"] for f in nudged], 1), checked=np.stack([f["effect"] for f in checked], 1),
+        HERE / "leave_one_out_all_cnn.npz", ids=ids, test_ids=shown, top=top, random=some,
+        first=first[:, ids].numpy().astype(np.float32), marks=MARKS, agreement=agreement.numpy().astype(np.float32),
+        orders=columns.pop("orders")[:, :2].numpy().astype(np.float32),
+        **{name: values.numpy().astype(np.float32) for name, values in columns.items()},
+        **{name: torch.stack([f["effect"] for f in some], 1).numpy() for name, some in
+           (("nudged", nudged), ("raised", raised), ("checked", checked))}, checks=jobs["check"],
         smallest_eigenvalues=read("first.npz")["eigenvalues"][:3].numpy(),
         **{name: np.array([f[name].item() for f in found]) for name in PLAIN})

@@ -155,7 +155,7 @@ class Point(NamedTuple):
 
 
 def descend(evaluate: Callable, start: Tensor, inverse: Callable, at_start: tuple | None = None,
-            noise: float = 1e-15) -> Iterator[Point]:
+            noise: float = 1e-15, pairs: deque | None = None) -> Iterator[Point]:
     """`start` and the points of a quasi-Newton descent from it, each one pass further (or more, where a step was too
     long).
 
@@ -167,11 +167,13 @@ def descend(evaluate: Callable, start: Tensor, inverse: Callable, at_start: tupl
         inverse: R [p, k] -> B^-1 R, the positive definite start of the inverse curvature.
         at_start: (value, slope) at the start, where they are known.
         noise: relative rounding of the value. Below it a step counts as good where the slope along it has shrunk.
+        pairs: what an earlier descent learned nearby, (step, change of slope) each; new pairs are added.
 
     Source: Nocedal & Wright (2006), algorithm 7.4; judging by the slope where values are rounded, after Hager & Zhang
     (2005), section 4.
     """
-    pairs, here, passes, steps, turned, idle = deque(maxlen=MEMORY), start, int(at_start is None), 0, False, 0
+    pairs = deque(maxlen=MEMORY) if pairs is None else pairs
+    here, passes, steps, turned, idle = start, int(at_start is None), 0, False, 0
     value, slope = at_start or evaluate(start)
     least = slope.norm()
     while idle < IDLE:

@@ -1,10 +1,12 @@
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
 from problems import digits_task, mlp_task
 
 from influence_nb import GradDot, Influence, Refined, Split, Task, converge, curvature, gradients, leave_one_out, models
+from influence_nb.attribute import refine
 from influence_nb.attribute.refine import without
 from influence_nb.checks import snapshot, untouched
 from influence_nb.solve import Eigen
@@ -48,7 +50,7 @@ def test_run_to_the_end_it_is_leave_one_out(problem):
     assert (way - null * (null @ way)).norm() < 1e-8 and curvature_there[1] > 0
 
 
-def test_the_first_step_is_newton_s_own_where_the_ggn_is_the_hessian():
+def test_the_first_step_is_newton_s_own_damped_by_the_slope_where_the_ggn_is_the_hessian():
     task = digits_task(n=30)                                                       # softmax regression
     refined, j, w = Refined(progress=False).fit(task), 4, torch.ones(30, dtype=torch.float64)
     w[j] = 0
@@ -56,8 +58,25 @@ def test_the_first_step_is_newton_s_own_where_the_ggn_is_the_hessian():
     H = curvature.Hessian(task, w).dense()
     g = gradients.example_gradients(task, task.train.take([j]))[0]
     assert point.passes == 0 and torch.allclose(point.slope, -g / 30, atol=1e-12)
-    newton = torch.linalg.pinv(H, hermitian=True, rtol=1e-12) @ g / 30
-    assert torch.allclose(point.step, newton, atol=1e-9)
+    newton = torch.linalg.solve(H + 0.03 * g.norm() / 30 * torch.eye(len(g)), g / 30)
+    undamped = torch.linalg.pinv(H, hermitian=True, rtol=1e-12) @ g / 30
+    assert torch.allclose(point.step, newton, atol=1e-9) and not torch.allclose(newton, undamped, atol=1e-4)
+
+
+def test_rough_passes_end_where_exact_ones_do(problem):
+    task, truth = problem
+    refined = Refined(passes=60, tol=1e-7, ids=[3, 9], progress=False, rough=1e-3).fit(task)
+    assert torch.allclose(refined.scores().values[:, [3, 9]], truth[:, [3, 9]], atol=1e-7)
+    seen, pass_over_training = [], refine.risk_and_slope
+
+    def watched(task, flat, w):
+        seen.append(gradients.theta(task).dtype)
+        return pass_over_training(task, flat, w)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refine, "risk_and_slope", watched)
+        *_, point = islice(refined.path(3), 12)
+    assert seen[0] == torch.float32 and seen[-1] == torch.float64 and point.passes == len(seen)
 
 
 def test_error_bars_hold_the_truth_of_most_pairs(problem):

@@ -3,15 +3,18 @@
 Without example j the risk is R_j(theta) = R(theta) - loss_j(theta) / n. At the trained weights its slope is known,
 - grad loss_j / n, and its curvature is H - hess loss_j / n. So the first step costs no pass over the training set,
 
-    theta_1 = theta + (H - G_j / n)^-1 grad loss_j / n,      G_j = J_j^T L_j J_j, the GGN of the one example:
+    theta_1 = theta + (H + c |g| I - G_j / n)^-1 g,      g = grad loss_j / n,   G_j = J_j^T L_j J_j, the GGN of j alone:
 
-the step of first-order influence, rescaled by the leverage of j (Woodbury). Every further step is a quasi-Newton step
-on R_j with this start of the inverse curvature. It costs one pass: the true slope where the last step led. The test
-losses are read where the next step leads, true losses and not their slopes. At the end of the path is leave-one-out.
+the step of first-order influence, rescaled by the leverage of j (Woodbury), and shorter along directions so flat that
+a slope of this size leads far along them (c = CAUTION; Li et al. 2004). Every further step is a quasi-Newton step on
+R_j with this start of the inverse curvature. It costs one pass: the true slope where the last step led. The test losses
+are read where the next step leads, true losses and not their slopes. At the end of the path is leave-one-out.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..curvature import Hessian, output_factors
 from ..gradients import Gradients
-from ..newton import Point, descend, risk_and_slope
+from ..newton import MEMORY, Point, descend, risk_and_slope
 from ..parameters import copied, theta
 from ..removal import begin, group, reading, removal_scores
 from ..scores import Scores
@@ -47,6 +50,8 @@ class Refined:
         damping: added to the curvature of R.
         curvature: what steps are measured in: Hessian, or GGN where that is too dear; the path ends at the same place.
         progress: show a bar.
+        rough: passes are made in float32, at half the cost, while the step that is left is longer than this share of
+            the first, and promises a fall above the rounding of float32; 0 for float64 throughout.
 
     Attributes (after `scores`):
         errors_: Tensor [n_test, n_train], the error bar of each score: what the last step changed in it. It is no
@@ -68,11 +73,13 @@ class Refined:
     damping: float | None = 0.0
     curvature: Callable = Hessian
     progress: bool = True
+    rough: float = 0.0
 
     def fit(self, task: Task) -> "Refined":
         """Decompose the curvature, and keep the training gradients."""
-        if self.passes < 0 or not self.tol > 0:
-            raise ValueError(f"passes must be 0 or more and tol must be above 0, got {self.passes} and {self.tol}")
+        if self.passes < 0 or self.rough < 0 or not self.tol > 0:
+            raise ValueError("passes must be 0 or more, rough must be 0 or more and tol must be above 0, got "
+                             f"{self.passes}, {self.rough} and {self.tol}")
         if theta(task).dtype != torch.float64:
             raise TypeError(f"Refined needs float64, got {theta(task).dtype}: use task.to(torch.float64)")
         n = len(task.train)
@@ -94,17 +101,29 @@ class Refined:
         w = torch.ones(n).to(start)
         w[j] = 0
 
-        def evaluate(flat):
+        def evaluate(task, flat):
             (value, slope), way = risk_and_slope(task, flat, w), flat - start
             pull = self.damping_ * way - self.slope_
             return value + float(way @ (pull - self.slope_)) / 2, slope + pull
 
-        at_start = self.risk_ - float(task.losses(one)) / n, -Gradients(task, one).dense()[0, 0] / n
+        value, push = self.risk_ - float(task.losses(one)) / n, Gradients(task, one).dense()[0, 0] / n
         try:
             factors = Gradients(task, one, output_factors).dense()[:, 0] / n**0.5               # [c - 1, p]
         except ValueError:  # a loss that is not convex in the outputs has no such roots: nothing is rescaled
             factors = torch.zeros(1, len(start)).to(start)
-        return descend(evaluate, start, without(factors, self.solver_, self.damping_), at_start)
+        inverse = without(factors, self.solver_, self.damping_ + CAUTION * float(push.norm()))
+        known, pairs = (value, -push), deque(maxlen=MEMORY)
+        so_far = Point(start, value, -push, inverse(push[:, None])[:, 0], 0, 0, False)
+        if self.rough > 0:
+            least = max(self.rough * so_far.decrement, (ROUNDING * abs(value)) ** 0.5)
+            for so_far in descend(partial(evaluate, task.to(torch.float32)), start, inverse, known, ROUNDING, pairs):
+                if so_far.decrement <= least:
+                    break
+                yield so_far
+            known = known if so_far.passes == 0 else None
+        for point in descend(partial(evaluate, task), so_far.theta, inverse, known, pairs=pairs):
+            yield point._replace(steps=so_far.steps + point.steps, passes=so_far.passes + point.passes,
+                                 turned=so_far.turned or point.turned)
 
     def orders(self, j: int, split: Split | None = None) -> Iterator[tuple[Point, Tensor]]:
         """Every point of the path of j, and the effect [n_test] of its removal as the step from there would have it."""
@@ -154,4 +173,6 @@ def without(factors: Tensor, solver: Eigen, damping: float) -> Callable:
     return lambda R: solver.inverse_times(R, damping) + K @ torch.linalg.solve(left, K.T @ R)
 
 
-LEAST = 1e-2  # curvature that must be left of an example's own directions, as a share, for the rescaled step
+ROUNDING = 1e-7 # relative, of a risk in float32
+CAUTION = 0.03  # damping of the metric, as a share of |grad R_j|: steps along flat directions would be far too long
+LEAST = 1e-2    # curvature that must be left of an example's own directions, as a share, for the rescaled step
