@@ -128,6 +128,24 @@ def check(j: int) -> str:
     return f"{j:5}  check  {found.passes:3} passes  |gradient| {found.gradient_norm:.1e}"
 
 
+def collected(jobs: dict, first: torch.Tensor, sets: dict) -> dict:
+    """The arrays of the data file; removals are columns, in the order of jobs["removal"]."""
+    ids = jobs["removal"]
+    found, nudged, raised, checked = ([read(f"{what}-{j}.npz") for j in jobs[what]]
+                                      for what in ("removal", "nudge", "raise", "check"))
+    columns = {name: torch.stack([f[name] for f in found], -1) for name in ("effect", "refined", "bar", "orders")}
+    place = {j: k for k, j in enumerate(ids)}
+    sets_of_columns = [[place[j] for j in some] for some in sets.values()]
+    agreement = torch.stack([torch.stack([pearson(told[:, own], columns["effect"][:, own])
+                                          for told in columns["orders"]]) for own in sets_of_columns])
+    several = {"nudged": nudged, "raised": raised, "checked": checked}
+    return {"ids": ids, "nudges": jobs["nudge"], "checks": jobs["check"], **sets, "marks": MARKS,
+            "first": first[:, ids], "agreement": agreement, "orders": columns.pop("orders")[:, :2], **columns,
+            **{name: torch.stack([f["effect"] for f in some], 1) for name, some in several.items()},
+            "smallest_eigenvalues": read("first.npz")["eigenvalues"][:3],
+            **{name: [f[name].item() for f in found] for name in PLAIN}}
+
+
 if __name__ == "__main__":
     (FOLDER / "next").mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -148,19 +166,8 @@ if __name__ == "__main__":
         left = {what: [j for j in some if not (FOLDER / f"{what}-{j}.npz").exists()] for what, some in jobs.items()}
         for line in chain(*(pool.map(do[what], left[what]) for what in jobs)):
             print(line, file=log)
-    found, nudged, raised, checked = ([read(f"{what}-{j}.npz") for j in jobs[what]]
-                                      for what in ("removal", "nudge", "raise", "check"))
-    columns = {name: torch.stack([f[name] for f in found], -1) for name in ("effect", "refined", "bar", "orders")}
-    sets = {"six": top[0], "right": top[1], "random": some}
-    places = {name: [ids.index(j) for j in chosen] for name, chosen in sets.items()}
-    agreement = torch.stack([torch.stack([pearson(told[:, place], columns["effect"][:, place]) for told in
-                                          (first[:, ids], *columns["orders"])]) for place in places.values()])
-    np.savez_compressed(
-        HERE / "leave_one_out_all_cnn.npz", ids=ids, test_ids=shown, top=top, random=some,
-        first=first[:, ids].numpy().astype(np.float32), marks=MARKS, agreement=agreement.numpy().astype(np.float32),
-        orders=columns.pop("orders")[:, :2].numpy().astype(np.float32),
-        **{name: values.numpy().astype(np.float32) for name, values in columns.items()},
-        **{name: torch.stack([f["effect"] for f in some], 1).numpy() for name, some in
-           (("nudged", nudged), ("raised", raised), ("checked", checked))}, checks=jobs["check"],
-        smallest_eigenvalues=read("first.npz")["eigenvalues"][:3].numpy(),
-        **{name: np.array([f[name].item() for f in found]) for name in PLAIN})
+    arrays = collected(jobs, first, {"top_six": top[0], "top_right": top[1], "random": some})
+    exact = "nudged", "raised", "checked", "smallest_eigenvalues"
+    arrays = {name: np.asarray(values) for name, values in arrays.items()}
+    np.savez_compressed(HERE / "leave_one_out_all_cnn.npz", test_ids=shown, **{
+        name: v.astype(np.float32) if v.dtype == np.float64 and name not in exact else v for name, v in arrays.items()})

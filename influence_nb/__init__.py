@@ -4,16 +4,18 @@ The public names, by floor (each floor imports only from those above it in this 
 
 0  records       Split, Task, Scores, cross_entropy, squared_error
 1  ground        data, models, fit, fit_many, converge, Hessian, GGN, LeadingGGN, Fisher, EmpiricalFisher,
-                 embed, project, pca, tsne, umap, Atlas, distances
+                 embed, project, pca, tsne, umap, Atlas, DISTANCES, cosine, euclidean, pixel, centroid, own_centroid,
+                 mahalanobis, centroid_relationship, centroid_relationship_distance, centroids, neighbours
 2  attribution   Influence, Refined, CG, LiSSA, Arnoldi, Nystroem, EKFAC, KFAC, Unrolled, TRAK, DataInf,
-                 GradDot, GradCos, TracIn, Cosine; relative_influence, theta_change, loss_change, group_influence,
-                 input_influence
+                 GradDot, GradCos, TracIn, LastLayer, Cosine; relative_influence, theta_change, loss_change,
+                 group_influence, input_influence
 3  truth         removal_effects, leave_one_out, leave_group_out, expected_effects, subsets, audit,
                  pearson, spearman, slope, interval, lds, noise_ceiling, check_method
 4  to look at    plots, widgets
 """
 
 from . import data, models, plots, widgets
+from .atlas import Atlas
 from .attribute import (
     CG,
     EKFAC,
@@ -25,6 +27,7 @@ from .attribute import (
     GradCos,
     GradDot,
     Influence,
+    LastLayer,
     LiSSA,
     Nystroem,
     Refined,
@@ -34,7 +37,20 @@ from .attribute import (
 from .attribute.derived import group_influence, input_influence, loss_change, relative_influence, theta_change
 from .checks import check_method
 from .curvature import GGN, EmpiricalFisher, Fisher, Hessian, LeadingGGN
-from .embedding import Atlas, cosine, embed, euclidean, pca, pixel, project, tsne, umap
+from .distances import (
+    DISTANCES,
+    centroid,
+    centroid_relationship,
+    centroid_relationship_distance,
+    centroids,
+    cosine,
+    euclidean,
+    mahalanobis,
+    neighbours,
+    own_centroid,
+    pixel,
+)
+from .embedding import embed, pca, project, tsne, umap
 from .metrics import interval, lds, noise_ceiling, pearson, slope, spearman
 from .scores import Scores
 from .store import audit
@@ -45,9 +61,11 @@ from .truth import expected_effects, leave_group_out, leave_one_out, removal_eff
 __version__ = "0.1.0"
 __all__ = ["Split", "Task", "Scores", "cross_entropy", "squared_error",
            "data", "models", "fit", "fit_many", "converge", "Hessian", "GGN", "LeadingGGN", "Fisher", "EmpiricalFisher",
-           "embed", "project", "pca", "tsne", "umap", "cosine", "euclidean", "pixel", "Atlas",
+           "embed", "project", "pca", "tsne", "umap", "Atlas", "DISTANCES", "cosine", "euclidean", "pixel", "centroid",
+           "own_centroid", "mahalanobis", "centroid_relationship", "centroid_relationship_distance", "centroids",
+           "neighbours",
            "Influence", "Refined", "CG", "LiSSA", "Arnoldi", "Nystroem", "EKFAC", "KFAC", "Unrolled", "TRAK", "DataInf",
-           "GradDot", "GradCos", "TracIn", "Cosine",
+           "LastLayer", "GradDot", "GradCos", "TracIn", "Cosine",
            "relative_influence", "theta_change", "loss_change", "group_influence", "input_influence",
            "removal_effects", "leave_one_out", "leave_group_out", "expected_effects", "subsets", "audit",
            "pearson", "spearman", "slope", "interval", "lds", "noise_ceiling", "check_method", "plots", "widgets"]

@@ -84,7 +84,7 @@ def interval(metric: Callable, predicted, actual, seed: int = 0, repeats: int = 
     value, random, means = float(metric(x, y).mean()), np.random.default_rng(seed), []
     constant = ~varies(y)  # which a slope allows
     while len(means) < repeats:
-        drawn = rows, _ = np.ix_(*(random.permutation(size)[:max(few, size // 2)] for few, size in zip((1, 2), x.shape)))
+        drawn = rows, _ = np.ix_(*(random.permutation(size)[:max(k, size // 2)] for k, size in zip((1, 2), x.shape)))
         vary = varies(x[drawn]) & (varies(y[drawn]) | constant[rows[:, 0]])
         if vary.any():
             means.append(float(metric(x[drawn][vary], y[drawn][vary]).mean()))

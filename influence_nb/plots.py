@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.colors import Normalize
 
+from .metrics import interval, pearson, slope
 from .scores import EFFECT, Top
 from .task import Split
 
@@ -164,31 +165,114 @@ def influence_scatter(distance, influence, labels=None, classes=(), helpful=(), 
 
 
 def predicted_actual(predicted, actual, unit: str = EFFECT, ax=None):
-    """Estimates against the truth, with the identity line, Pearson's r, and the slope of actual on predicted.
+    """Estimates against the truth, with the identity line, and Pearson's r and the slope of actual on predicted, each
+    with its 95 % interval.
 
     The slope is that of least squares with an intercept: 1 where estimates have the right scale, above 1 where they are
-    too small.
+    too small. Several test points [n_test, m] are pooled; the intervals know which pairs are of one test point.
     """
-    predicted, actual = np.asarray(predicted, dtype=float).ravel(), np.asarray(actual, dtype=float).ravel()
-    if predicted.shape != actual.shape or len(actual) < 2:
-        raise ValueError(f"predicted and actual must be 2 or more pairs, got {len(predicted)} and {len(actual)} values")
+    predicted, actual = (np.atleast_2d(np.asarray(v, dtype=float)) for v in (predicted, actual))
+    if predicted.shape != actual.shape or actual.size < 2:
+        raise ValueError(f"predicted and actual must be 2 or more pairs, got {predicted.shape} and {actual.shape}")
     ax = axes(ax, 4.6, 4.4)
     ends = np.array([min(predicted.min(), actual.min()), max(predicted.max(), actual.max())])
     ends = ends + np.array([-0.05, 0.05]) * (ends[1] - ends[0])
-    slope, r = np.polyfit(predicted, actual, 1)[0], np.corrcoef(predicted, actual)[0, 1]
     ax.plot(ends, ends, color=QUIET, linewidth=1, linestyle="--", label="actual = predicted")
-    ax.scatter(predicted, actual, s=16, color=HELPFUL, alpha=0.6, linewidths=0)
-    ax.text(0.04, 0.96, f"Pearson {r:.4f}\nslope {slope:.3f}", transform=ax.transAxes, va="top", color=INK)
+    ax.scatter(predicted, actual, s=16, color=HELPFUL, alpha=0.6, linewidths=0, rasterized=actual.size > 5000)
+    said = pooled(pearson, predicted, actual), pooled(slope, predicted, actual)
+    ax.text(0.04, 0.96, "Pearson {:.4f} [{:.4f}, {:.4f}]\nslope {:.3f} [{:.3f}, {:.3f}]".format(*said[0], *said[1]),
+            transform=ax.transAxes, va="top", color=INK, fontsize=9)
     ax.legend(loc="lower right", frameon=False)
     ax.set(xlim=ends, ylim=ends, aspect="equal", xlabel=f"predicted ({unit})", ylabel=f"actual ({unit})")
     return ax
 
 
+def pooled(metric, predicted, actual) -> tuple:
+    """A metric of all pairs together, with its interval."""
+    return interval(lambda *pair: metric(*(v.ravel() for v in pair)), predicted, actual, repeats=200)
+
+
+def box_by_class(values, labels, classes=(), ylabel: str = f"influence ({EFFECT})", mark=None, ax=None):
+    """A box of values [n] for each class number in labels [n]: quartiles, whiskers to 1.5 of their distance, outliers.
+
+    Args:
+        classes: names; mark: a class number whose name is bold, that of the test point for example.
+    """
+    values, labels = np.asarray(values, dtype=float), np.asarray(labels)
+    if values.shape != labels.shape or values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"values and labels must be [n], n of 1 or more, got {values.shape} and {labels.shape}")
+    groups = np.unique(labels).tolist()
+    ax = axes(ax, 0.8 + 0.62 * len(groups), 3.6)
+    boxes = ax.boxplot([values[labels == group] for group in groups], patch_artist=True, widths=0.6,
+                       medianprops={"color": INK, "linewidth": 1.5},
+                       flierprops={"marker": ".", "markersize": 4, "alpha": 0.5, "markeredgecolor": QUIET})
+    for box, group in zip(boxes["boxes"], groups, strict=True):
+        box.set(facecolor=colour(group), alpha=0.75, edgecolor=INK, linewidth=0.8)
+    ax.set_xticklabels([classes[group] if len(classes) else f"{group}" for group in groups])
+    if mark in groups:
+        ax.get_xticklabels()[groups.index(mark)].set_weight("bold")
+    ax.axhline(0, color=QUIET, linewidth=0.8, zorder=0)
+    ax.set(xlabel="class", ylabel=ylabel)
+    return ax
+
+
+def number_grid(values, rows=(), columns=(), label: str = "Pearson", ax=None):
+    """A table of numbers [r, c] as coloured cells with the numbers written in them; NaN is left empty."""
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 2 or len(rows) not in (0, len(values)) or len(columns) not in (0, values.shape[1]):
+        raise ValueError(f"values must be [rows, columns] with a name each, got {values.shape}, {len(rows)} and "
+                         f"{len(columns)} names")
+    ax = axes(ax, 2 + 0.72 * values.shape[1], 0.8 + 0.36 * len(values))
+    limits = centred(values[np.isfinite(values)])
+    ax.imshow(values, cmap=SCORES, norm=limits, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            dark = abs(value) > 0.6 * limits.vmax
+            ax.text(column, row, f"{value:.2f}".replace("-", "\u2212"), ha="center", va="center", fontsize=9,
+                    color="white" if dark else INK)
+    ax.set_xticks(range(values.shape[1]), columns or range(values.shape[1]), rotation=30 if len(columns) else 0,
+                  ha="right" if len(columns) else "center")
+    ax.set_yticks(range(len(values)), rows or range(len(values)))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(label, fontsize=10, loc="left", color=INK)
+    return ax
+
+
+def weight_changes(change, ax=None):
+    """What moved in a layer's weights: one small map a filter, all on one diverging scale centred at 0.
+
+    Args:
+        change: [c_out, c_in, h, w] of a convolution, or [c_out, c_in] of a linear layer, drawn as one map.
+    """
+    change = np.asarray(change, dtype=float)
+    if change.ndim not in (2, 4):
+        raise ValueError(f"change must be [c_out, c_in, h, w] or [c_out, c_in], got {change.shape}")
+    maps = change if change.ndim == 4 else change[None, None]
+    (n_out, n_in, h, w), shade = maps.shape, centred(change)
+    sheet = np.full((n_out * (h + 1) - 1, n_in * (w + 1) - 1), np.nan)
+    for i, j in np.ndindex(n_out, n_in):
+        sheet[i * (h + 1):i * (h + 1) + h, j * (w + 1):j * (w + 1) + w] = maps[i, j]
+    size = min(0.12, 6 / max(sheet.shape))
+    ax = axes(ax, max(2.5, size * sheet.shape[1] + 1.4), max(1.6, size * sheet.shape[0] + 0.6))
+    drawn = ax.imshow(sheet, cmap=SCORES, norm=shade)
+    ax.set(xticks=[], yticks=[], xlabel="input channels", ylabel="output channels")
+    ax.spines[:].set_visible(False)
+    ax.figure.colorbar(drawn, ax=ax, shrink=0.8, label="change (units of the weights)")
+    return ax
+
+
 def loss_curve(history, ax=None):
-    """The training risk, in nats on a logarithmic axis, of each epoch from 1: of what `fit` returned, or of a list."""
-    risk = getattr(history, "risk", history)
+    """The training risk, in nats on a logarithmic axis, of each epoch from 1: of what `fit` returned, or of a list; or
+    of several, {name: either}, one line each."""
+    curves = history if isinstance(history, dict) else {"": history}
+    risks = {name: np.asarray(getattr(curve, "risk", curve), dtype=float) for name, curve in curves.items()}
     ax = axes(ax, 6, 3.2)
-    ax.plot(np.arange(1, len(risk) + 1), np.asarray(risk, dtype=float), color=HELPFUL, linewidth=1.5)
-    ax.set(yscale="log", xlabel="epoch", ylabel="training risk (nats)", xlim=(1, max(len(risk), 2)))
+    for shade, (name, risk) in zip(COLOURS, risks.items()):
+        ax.plot(np.arange(1, len(risk) + 1), risk, color=shade, linewidth=1.5, label=name)
+    longest = max(map(len, risks.values()))
+    ax.set(yscale="log", xlabel="epoch", ylabel="training risk (nats)", xlim=(1, max(longest, 2)))
     ax.grid(axis="y", color="#E6E6E6", linewidth=0.6, which="both")
+    if len(curves) > 1:
+        ax.legend(frameon=False)
     return ax

@@ -38,6 +38,12 @@ def explorer(task):
     return Explorer(task, methods, places(task), k=4)
 
 
+def finished(explorer):
+    """The explorer, when all maps that were asked for are made."""
+    explorer.maps.worker.submit(int).result(10)
+    return explorer
+
+
 class Asked:
     """A method that is asked for one split at a time, and remembers which."""
 
@@ -51,17 +57,22 @@ class Asked:
 
 
 class Maps:
-    """An atlas of two layers; a map of the second one waits until it is let go, or fails."""
+    """An atlas of two layers; a map of the second one waits until it is let go, or fails; "near" has a number."""
 
-    layers, projections, distances = ["first", "second"], ["PCA", "broken"], ["cosine", "euclidean"]
+    layers, projections, distances = ["first", "second"], ["PCA", "near", "broken"], ["cosine", "euclidean"]
 
     def __init__(self, task):
         self.task, self.go, self.made = task, threading.Event(), threading.Event()
 
-    def place(self, layer, projection, test_ids):
+    def near(self, projection):
+        return ("neighbours", 2, 40, 15) if projection == "near" else None
+
+    def place(self, layer, projection, test_ids, near=None):
         train, test = places(self.task)
         if projection == "broken":
             raise RuntimeError("no such luck")
+        if projection == "near":
+            return near * train, near * test[test_ids]
         if layer == "second":
             assert self.go.wait(10)
             self.made.set()

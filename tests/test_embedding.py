@@ -1,21 +1,17 @@
-"""Embeddings of any layer, distances, maps and the atlas, against numpy, scikit-learn and the model's own outputs."""
-
-import doctest
-import threading
-import time
+"""Embeddings of any layer and maps of them, against numpy, scikit-learn and the model's own outputs."""
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics.pairwise import cosine_distances, euclidean_distances
+from sklearn.manifold import TSNE
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from influence_nb import Split, Task, data, embedding, models
-from influence_nb.embedding import Atlas, cosine, embed, euclidean, pca, pixel, project, tsne, umap
+from influence_nb import Task, data, embed, euclidean, models, pca, project, tsne, umap
 
-N_TRAIN, N_TEST = 37, 11
+N = 37
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -23,12 +19,6 @@ def one_thread():
     """Threads that wait for each other on a busy machine make t-SNE of a few points take seconds."""
     with threadpool_limits(1):
         yield
-
-
-def image_task():
-    x = torch.rand(N_TRAIN + N_TEST, 1, 28, 28)
-    y = torch.arange(N_TRAIN + N_TEST) % 10
-    return Task(models.all_cnn(seed=1), Split(x[:N_TRAIN], y[:N_TRAIN]), Split(x[N_TRAIN:], y[N_TRAIN:]))
 
 
 def blobs(n=90, d=6, classes=3):
@@ -53,26 +43,25 @@ class TwoInOne(nn.Module):
 
 
 def test_a_layer_is_what_running_the_network_up_to_it_gives():
-    task = image_task()
-    model, x = task.model, task.train.x
+    model, x = models.all_cnn(seed=1), torch.rand(N, 1, 28, 28)
     with torch.no_grad():
         middle = model.h2_c(model.h2_a(model.h1_c(model.h1_a(x))))
-        inside = model.h1_a[0](x)
-    assert torch.equal(embed(model, x, "h2_c"), middle.reshape(N_TRAIN, 128))
-    assert torch.equal(embed(model, x, "h1_a.0"), inside.reshape(N_TRAIN, 5408))
-    assert torch.equal(embed(model, x, ""), task.outputs(task.train))
-    assert torch.equal(embed(model, x, "softmax_linear"), task.outputs(task.train))
-    assert torch.equal(embed(model, x, "input"), x.reshape(N_TRAIN, 784))
+        inside, outputs = model.h1_a[0](x), model(x)
+    assert torch.equal(embed(model, x, "h2_c"), middle.reshape(N, 128))
+    assert torch.equal(embed(model, x, "h1_a.0"), inside.reshape(N, 5408))
+    assert torch.equal(embed(model, x, ""), outputs)
+    assert torch.equal(embed(model, x, "softmax_linear"), outputs)
+    assert torch.equal(embed(model, x, "input"), x.reshape(N, 784))
     assert not embed(model, x, "h2_c").requires_grad
 
 
 def test_the_batch_size_and_a_ragged_last_batch_change_nothing():
-    task = image_task()
-    whole = embed(task.model, task.train.x, "h3_d")
-    for batch_size in (1, 10, N_TRAIN):
-        torch.testing.assert_close(embed(task.model, task.train.x, "h3_d", batch_size), whole, rtol=0, atol=1e-6)
-    order = torch.randperm(N_TRAIN)
-    torch.testing.assert_close(embed(task.model, task.train.x[order], "h3_d", 10), whole[order], rtol=0, atol=1e-6)
+    model, x = models.all_cnn(seed=1), torch.rand(N, 1, 28, 28)
+    whole = embed(model, x, "h3_d")
+    for batch_size in (1, 10, N):
+        torch.testing.assert_close(embed(model, x, "h3_d", batch_size), whole, rtol=0, atol=1e-6)
+    order = torch.randperm(N)
+    torch.testing.assert_close(embed(model, x[order], "h3_d", 10), whole[order], rtol=0, atol=1e-6)
 
 
 def test_the_model_is_left_as_found_also_after_an_error():
@@ -116,24 +105,6 @@ def test_no_examples_is_an_error():
         embed(TwoInOne(), torch.empty(0, 4), "first")
 
 
-def test_distances_agree_with_sklearn():
-    a, b = torch.randn(5, 9, dtype=torch.float64), torch.randn(8, 9, dtype=torch.float64)
-    np.testing.assert_allclose(cosine(a, b), cosine_distances(a, b), atol=1e-14)
-    np.testing.assert_allclose(euclidean(a, b), euclidean_distances(a, b), atol=1e-12)
-    images_a, images_b = a.reshape(5, 1, 3, 3), b.reshape(8, 1, 3, 3)
-    assert torch.equal(pixel(images_a, images_b), euclidean(a, b))
-    assert doctest.testmod(embedding).failed == 0
-
-
-def test_distances_at_their_ends():
-    """The same is 0, exactly for Euclid even far from the origin; opposite is 2; a zero vector has no direction."""
-    a = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    assert cosine(a, torch.tensor([[6.0, 8.0], [-3.0, -4.0], [0.0, 0.0]])).tolist() == [[0, 2, 1], [1, 1, 1]]
-    far = 1000 + torch.rand(40, 30)
-    assert euclidean(far, far).diagonal().max() == 0
-    assert cosine(far, far).min() >= 0
-
-
 def test_pca_agrees_with_the_eigenvectors_of_the_covariance():
     x, _ = blobs()
     values, vectors = np.linalg.eigh(np.cov(x.T.astype(float)))
@@ -171,6 +142,31 @@ def test_tsne_cannot_place_and_says_what_to_do():
         project(blobs()[0], tsne).place(blobs()[0][:2])
 
 
+def test_near_is_the_perplexity_of_tsne_and_the_neighbours_of_umap():
+    x, y = blobs()
+    oracle = TSNE(2, perplexity=12, angle=0.8, max_iter=500, init="pca", random_state=0).fit_transform(x)
+    np.testing.assert_array_equal(project(x, tsne, near=12).points, oracle)
+    assert np.array_equal(project(x, tsne, near=30).points, project(x, tsne).points), "30 is the default"
+    points, place = project(x, umap, near=7)
+    nearest = euclidean_distances(x[:4] + 0.5, x).argsort(1)[:, :7]
+    np.testing.assert_allclose(place(x[:4] + 0.5), np.median(points[nearest], axis=1), atol=1e-6)
+    assert not np.array_equal(points, project(x, umap).points)
+    assert np.array_equal(project(x, umap, near=100).points, project(x, umap, near=89).points), "at most all others"
+
+
+def test_a_method_of_ones_own_is_given_near_where_it_asks_for_it():
+    def stretched(x, seed, near):
+        return near * x[:, :2], lambda new: near * new[:, :2]
+
+    x, stretched.near = blobs()[0], ("stretch", 1, 9, 2)
+    np.testing.assert_array_equal(project(x, stretched).points, 2 * x[:, :2])
+    np.testing.assert_array_equal(project(x, stretched, near=9).place(x[:3]), 9 * x[:3, :2])
+    with pytest.raises(ValueError, match=r"the stretch of stretched must lie in 1\.\.9, got 10"):
+        project(x, stretched, near=10)
+    with pytest.raises(ValueError, match="expected near=None for pca, which looks at no neighbours, got 30"):
+        project(x, near=30)
+
+
 @pytest.mark.parametrize("method", [pca, tsne, umap])
 @pytest.mark.parametrize("n, d", [(3, 5), (4, 2), (20, 1)])
 def test_small_maps(method, n, d):
@@ -199,88 +195,6 @@ def test_embeddings_without_a_map(x, said):
 def test_new_points_of_another_layer_are_refused():
     with pytest.raises(ValueError, match=r"must be \[n, 6\], got \(3, 5\)"):
         project(blobs()[0]).place(np.zeros((3, 5)))
-
-
-def test_atlas_gives_what_the_functions_give():
-    task = image_task()
-    atlas = Atlas(task, layers=["h2_c", "input"])
-    assert (atlas.layers, atlas.projections) == (["h2_c", "input"], ["PCA", "t-SNE", "UMAP"])
-    assert atlas.distances == ["cosine", "Euclidean", "pixel"]
-    train, test = (embed(task.model, split.x, "h2_c") for split in (task.train, task.test))
-    made = project(train, pca)
-    train_xy, test_xy = atlas.place("h2_c", "PCA", [7, 2])
-    assert np.array_equal(train_xy, made.points)
-    np.testing.assert_allclose(test_xy, made.place(test[[7, 2]]), atol=1e-5)
-    for metric, function in (("cosine", cosine), ("Euclidean", euclidean)):
-        np.testing.assert_allclose(atlas.distance("h2_c", metric, 5), function(test[5:6], train)[0], atol=1e-5)
-    raw = torch.linalg.vector_norm((task.test.x[5] - task.train.x).flatten(1), dim=1)
-    np.testing.assert_allclose(atlas.distance("h2_c", "pixel", 5), raw, rtol=1e-5)
-    np.testing.assert_allclose(atlas.distance("input", "Euclidean", 5), raw, rtol=1e-5)
-    assert atlas.distance_label("cosine") == "cosine distance (1 - cos, no unit)"
-    assert atlas.distance_label("pixel") == "pixel distance (Euclidean, units of pixel value)"
-
-
-def test_atlas_makes_one_tsne_of_training_and_test_points():
-    task = image_task()
-    atlas = Atlas(task, test_ids=[1, 4, 8])
-    points = project(torch.cat([task.outputs(split) for split in (task.train, task.test.take([1, 4, 8]))]), tsne).points
-    train_xy, test_xy = atlas.place("", "t-SNE", [8, 1])
-    np.testing.assert_array_equal(train_xy, points[:N_TRAIN])
-    np.testing.assert_array_equal(test_xy, points[[N_TRAIN + 2, N_TRAIN]])
-    assert atlas.place("", "t-SNE", [4])[0] is train_xy, "the map is kept"
-    other, _ = atlas.place("", "t-SNE", [0, 4])
-    assert not np.array_equal(other, train_xy)
-
-
-def test_a_new_distance_and_a_new_projection_are_one_function_each():
-    def city_block(a, b):
-        return torch.cdist(a, b, p=1)
-
-    def first_two(x, seed):
-        return x[:, :2], lambda new: new[:, :2]
-
-    train, test = Split(torch.randn(9, 4), torch.arange(9) % 3), Split(torch.randn(5, 4), torch.arange(5) % 3)
-    task = Task(models.logistic(4, 3), train, test)
-    assert Atlas(task).distances == ["cosine", "Euclidean"], "rows of numbers have no pixels"
-    atlas = Atlas(task, ("linear1",), {"first two": first_two}, {"city block": city_block})
-    expected = (task.outputs()[3] - task.outputs(task.train)).abs().sum(1)
-    np.testing.assert_allclose(atlas.distance("linear1", "city block", 3), expected, rtol=1e-5)
-    assert atlas.distance_label("city block") == "city block distance"
-    np.testing.assert_allclose(atlas.place("linear1", "first two", [3])[1], task.outputs()[3:4, :2], rtol=1e-5)
-
-
-@pytest.mark.parametrize("ask, said", [
-    (lambda atlas: Atlas(atlas.task, ("h2_x",)), "did you mean 'h2_"),
-    (lambda atlas: atlas.place("", "MDS", [0]), "a projection of 'PCA', 't-SNE', 'UMAP', got 'MDS'"),
-    (lambda atlas: atlas.distance("", "manhattan", 0), "a distance of 'cosine', 'Euclidean', 'pixel', got 'manhattan'"),
-    (lambda atlas: atlas.place("", "PCA", [0, 11]), r"test ids must lie in 0\.\.10, got 11"),
-    (lambda atlas: atlas.distance("", "cosine", -1), r"test ids must lie in 0\.\.10, got -1"),
-    (lambda atlas: atlas.distance("nowhere", "cosine", 1), "expected the name of a layer, got 'nowhere'"),
-])
-def test_atlas_refuses_what_it_does_not_have(ask, said):
-    atlas = Atlas(image_task())
-    with pytest.raises(ValueError, match=said):
-        ask(atlas)
-
-
-def test_threads_that_ask_together_get_one_map():
-    calls, answers = [], []
-
-    def slow(x, seed):
-        calls.append(threading.get_ident())
-        time.sleep(0.05)
-        return x[:, :2], lambda new: new[:, :2]
-
-    task = image_task()
-    task.model.train()
-    atlas = Atlas(task, ("h3_d",), {"slow": slow})
-    threads = [threading.Thread(target=lambda: answers.append(atlas.place("h3_d", "slow", [1])[0])) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(calls) == 1 and len(answers) == 4 and all(answer is answers[0] for answer in answers)
-    assert task.model.training
 
 
 def test_a_trained_layer_forgives_a_shift_that_pixels_do_not():

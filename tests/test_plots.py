@@ -1,5 +1,7 @@
 """What the figures say: the data in their artists, their labels, their numbers against numpy's."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -134,7 +136,10 @@ def test_predicted_actual_prints_the_slope_and_pearson_that_numpy_computes():
     ax = plots.predicted_actual(torch.tensor(predicted), actual)
     x = predicted - predicted.mean()
     slope, r = x @ actual / (x @ x), np.corrcoef(predicted, actual)[0, 1]
-    assert 1.05 < slope < 1.2 and texts(ax) == [f"Pearson {r:.4f}\nslope {slope:.3f}"]
+    numbers = [float(v) for v in re.findall(r"\d\.\d+", texts(ax)[0])]               # value, low, high; twice
+    assert 1.05 < slope < 1.2 and numbers[::3] == pytest.approx([r, slope], abs=1e-3)
+    assert all(low <= value <= high for value, low, high in (numbers[:3], numbers[3:]))
+    assert 0.01 < numbers[5] - numbers[4] < 0.2
     np.testing.assert_allclose(ax.collections[0].get_offsets(), np.c_[predicted, actual])
     line = ax.lines[0]
     np.testing.assert_array_equal(line.get_xdata(), line.get_ydata())
@@ -142,8 +147,14 @@ def test_predicted_actual_prints_the_slope_and_pearson_that_numpy_computes():
     assert ax.get_xlabel() == "predicted (nats per removed example)" and ax.get_ylabel().startswith("actual (nats")
 
 
+def test_predicted_actual_pools_test_points():
+    predicted = rng.normal(size=(3, 20))
+    ax = plots.predicted_actual(predicted, 2 * predicted)
+    assert len(ax.collections[0].get_offsets()) == 60 and "slope 2.000 [2.000, 2.000]" in texts(ax)[0]
+
+
 def test_predicted_actual_needs_pairs():
-    with pytest.raises(ValueError, match="got 4 and 3 values"):
+    with pytest.raises(ValueError, match=r"got \(1, 4\) and \(1, 3\)"):
         plots.predicted_actual(np.zeros(4), np.zeros(3))
 
 
@@ -151,3 +162,44 @@ def test_loss_curve_counts_epochs_from_one():
     ax = plots.loss_curve(History(risk=[2.0, 0.5, 0.25]))
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[1, 2.0], [2, 0.5], [3, 0.25]])
     assert ax.get_yscale() == "log" and (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "training risk (nats)")
+
+
+def test_loss_curves_of_several_runs_are_named():
+    ax = plots.loss_curve({"first": [2.0, 0.5], "second": History(risk=[2.0, 0.5, 0.25])})
+    assert [len(line.get_xdata()) for line in ax.lines] == [2, 3] and ax.get_xlim() == (1, 3)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["first", "second"]
+
+
+def test_boxes_hold_the_quartiles_of_their_class():
+    values, labels = rng.normal(size=90), np.repeat([2, 5, 7], 30)
+    ax = plots.box_by_class(torch.tensor(values), labels, classes=[f"c{i}" for i in range(10)], mark=5)
+    ticks = ax.get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == ["c2", "c5", "c7"]
+    assert [tick.get_weight() for tick in ticks] == ["normal", "bold", "normal"]
+    assert [patch.get_facecolor()[:3] for patch in ax.patches] == [to_rgba(plots.colour(c))[:3] for c in (2, 5, 7)]
+    for patch, group in zip(ax.patches, (2, 5, 7), strict=True):
+        heights = patch.get_path().vertices[:, 1]
+        assert np.allclose((heights.min(), heights.max()), np.quantile(values[labels == group], [0.25, 0.75]))
+    with pytest.raises(ValueError, match="got .90,. and .3,."):
+        plots.box_by_class(values, [1, 2, 3])
+
+
+def test_number_grid_writes_every_number_and_leaves_nan_empty():
+    values = np.array([[0.5, -0.25, np.nan], [0.0, 1.0, -1.0]])
+    ax = plots.number_grid(values, ["a", "b"], ["x", "y", "z"])
+    assert texts(ax) == ["0.50", "\u22120.25", "0.00", "1.00", "\u22121.00"]
+    assert ax.images[0].get_clim() == (-1, 1) and [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
+    with pytest.raises(ValueError, match="3 and 3 names"):
+        plots.number_grid(values, ["a", "b", "c"], ["x", "y", "z"])
+
+
+def test_weight_changes_are_laid_out_by_channel():
+    change = rng.normal(size=(3, 2, 4, 4))
+    drawn = plots.weight_changes(change).images[0]
+    sheet = np.asarray(np.ma.filled(drawn.get_array(), np.nan))
+    assert sheet.shape == (14, 9) and drawn.get_clim() == (-np.abs(change).max(), np.abs(change).max())
+    np.testing.assert_array_equal(sheet[5:9, 5:9], change[1, 1])
+    assert np.isnan(sheet[4]).all() and np.isnan(sheet[:, 4]).all()
+    np.testing.assert_array_equal(plots.weight_changes(change[:, :, 0, 0]).images[0].get_array(), change[:, :, 0, 0])
+    with pytest.raises(ValueError, match=r"got \(3,\)"):
+        plots.weight_changes(np.zeros(3))

@@ -244,7 +244,7 @@ def test_a_cancelled_map_changes_nothing(task):
     explorer.controls.cancel.click()
     assert explorer.state.layer == "first" and not explorer.map.busy and len(explorer.state.past) == past
     maps.go.set()
-    explorer.worker.submit(int).result(10)  # what was begun has ended
+    explorer.maps.worker.submit(int).result(10)  # what was begun has ended
     assert explorer.map.train_xy == before and explorer.map.title == "Map: PCA of first"
 
 

@@ -137,8 +137,18 @@ def test_lasso_takes_what_is_inside_and_shown(js, cloud):
     hidden = np.arange(len(cloud)) % 4 == 0
     rows = js("g.lassoed(floats(xy), hidden, view, area, loop)", xy=listed(cloud), hidden=hidden.astype(int).tolist(),
               view=VIEW, area=AREA, loop=loop.tolist())
-    inside = Polygon(loop).contains_points(pixels(np.float64(cloud))) & ~hidden
+    at = pixels(np.float64(cloud))
+    inside = Polygon(loop).contains_points(at) & (at[:, 1] >= AREA["top"]) & ~hidden
     assert rows == np.flatnonzero(inside).tolist() and 20 < len(rows) < 700
+
+
+def test_a_lasso_past_the_edge_takes_nothing_from_outside_the_plot(js, cloud):
+    loop = [[20, -60], [300, -60], [300, 400], [20, 400]]  # beyond the plot on the left, above and below
+    rows = js("g.lassoed(floats(xy), [], view, area, loop)", xy=listed(cloud), view=VIEW, area=AREA, loop=loop)
+    at = pixels(np.float64(cloud))
+    inside = Polygon(loop).contains_points(at)
+    shown = ((at >= (AREA["left"], AREA["top"])) & (at[:, 1:] <= AREA["top"] + AREA["height"])).all(1)
+    assert rows == np.flatnonzero(inside & shown).tolist() and 500 < len(rows) <= inside.sum() - 20
 
 
 def test_a_lasso_replaces_adds_or_removes(js):

@@ -5,10 +5,10 @@ from .influence import CG, Influence
 from .iterative import Arnoldi, LiSSA, Nystroem
 from .kfac import EKFAC, KFAC
 from .refine import Refined
-from .similarity import Cosine
+from .similarity import Cosine, LastLayer
 from .tracin import GradCos, GradDot, TracIn
 from .trak import TRAK
 from .unrolled import Unrolled
 
 METHODS = (Influence, Refined, CG, LiSSA, Arnoldi, Nystroem, EKFAC, KFAC, Unrolled, TRAK, DataInf, GradDot, GradCos,
-           TracIn, Cosine)
+           TracIn, LastLayer, Cosine)

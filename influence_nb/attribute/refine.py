@@ -115,7 +115,7 @@ class Refined:
         known, pairs = (value, -push), deque(maxlen=MEMORY)
         so_far = Point(start, value, -push, inverse(push[:, None])[:, 0], 0, 0, False)
         if self.rough > 0:
-            least = max(self.rough * so_far.decrement, (ROUNDING * abs(value)) ** 0.5)
+            least = max(self.rough * so_far.decrement, (FLOOR * abs(value)) ** 0.5)
             for so_far in descend(partial(evaluate, task.to(torch.float32)), start, inverse, known, ROUNDING, pairs):
                 if so_far.decrement <= least:
                     break
@@ -126,11 +126,12 @@ class Refined:
                                  turned=so_far.turned or point.turned)
 
     def orders(self, j: int, split: Split | None = None) -> Iterator[tuple[Point, Tensor]]:
-        """Every point of the path of j, and the effect [n_test] of its removal as the step from there would have it."""
+        """Every point of the path of j, and the effect [n_test] of its removal as the step from there would have it; on
+        a path that has turned, where steps lead astray, as the point itself has it."""
         task, split = asked(self, split)
         before = reading(task, split, theta(task))
         for point in self.path(j):
-            yield point, reading(task, split, point.theta + point.step) - before
+            yield point, reading(task, split, point.theta + (0 if point.turned else 1) * point.step) - before
 
     def scores(self, split: Split | None = None) -> Scores:
         """Scores [n_test, n_train] of the task's test points, or of `split`."""
@@ -174,5 +175,6 @@ def without(factors: Tensor, solver: Eigen, damping: float) -> Callable:
 
 
 ROUNDING = 1e-7 # relative, of a risk in float32
+FLOOR = 1e-9    # fall of a risk, relative, below which slopes in float32 lead nowhere
 CAUTION = 0.03  # damping of the metric, as a share of |grad R_j|: steps along flat directions would be far too long
 LEAST = 1e-2    # curvature that must be left of an example's own directions, as a share, for the rescaled step

@@ -46,9 +46,47 @@ export function drawChosen(cloud) {
   const ctx = fresh(cloud, cloud.chosen), selected = cloud.selected();
   cloud.root.dataset.selected = selected.length;
   clipped(cloud, ctx);
+  if (cloud.get("ellipses")) drawEllipses(cloud, ctx);
   const [size, edge] = selected.length > 150 ? [2.6, null] : [3.8, cloud.theme.ink]; // many rings would hide what they ring
   for (const id of selected) mark(cloud, ctx, "train", id, "circle", size, cloud.css(cloud.layers.train.classes[id]), edge, 1.2);
+  if (cloud.get("ellipses")) drawNames(cloud, ctx);
   ctx.restore();
+}
+
+// The groups of one colour: the middle of each in pixels, and the ellipse of two standard deviations.
+function groups(cloud) {
+  const rows = bytesOf(cloud.get("centres"), Float32Array), { view, area } = cloud;
+  return Array.from({ length: rows.length / 6 }, (_, i) => {
+    const [group, x, y, long, short, angle] = rows.subarray(6 * i, 6 * i + 6);
+    const name = cloud.get("class_names")[group] ?? "";
+    return { name, colour: cloud.css(group), at: toScreen(view, area, x, y), axes: [long * view.sx, short * view.sy], angle };
+  });
+}
+
+function drawEllipses(cloud, ctx) {
+  for (const { colour, at, axes: [long, short], angle } of groups(cloud)) {
+    if (!(short > 0)) continue;
+    ctx.beginPath();
+    ctx.ellipse(...at, long, short, -angle, 0, 2 * Math.PI);
+    for (const [stroke, width] of [[cloud.theme.ground, 4], [colour, 2]]) {
+      [ctx.strokeStyle, ctx.lineWidth] = [stroke, width];
+      ctx.stroke();
+    }
+  }
+}
+
+function drawNames(cloud, ctx) {
+  const named = [], { ground, ink } = cloud.theme;
+  ctx.font = "600 12px system-ui, sans-serif";
+  [ctx.textAlign, ctx.textBaseline] = ["center", "middle"];
+  for (const { name, colour, at: [x, y] } of groups(cloud)) {
+    marker(ctx, "circle", x, y, 4, colour, ground, 2);
+    const taken = named.some(([px, py]) => Math.abs(px - x) < 44 && Math.abs(py - y + 13) < 14);
+    named.push([x, taken ? y + 13 : y - 13]); // below, where above is another name
+    [ctx.strokeStyle, ctx.lineWidth, ctx.lineJoin, ctx.fillStyle] = [ground, 4, "round", ink];
+    ctx.strokeText(name, ...named.at(-1));
+    ctx.fillText(name, ...named.at(-1));
+  }
 }
 
 // Highlights: the neighbours of the test point shown and, hollow, of the pinned one; cursor, lasso, axes, tooltip.
@@ -60,6 +98,7 @@ export function drawOver(cloud) {
   clearTimeout(cloud.late);
   if (stale) cloud.late = setTimeout(() => say(cloud, cloud.get("stale")), 300);
   else say(cloud, cloud.get("note"));
+  if (cloud.caption.textContent !== cloud.get("caption")) cloud.caption.textContent = cloud.get("caption");
   for (const [name, on] of Object.entries({ busy: cloud.get("busy"), muted: Boolean(answer || cloud.selected().length), stale })) {
     cloud.root.classList.toggle(`inb-${name}`, on);
   }

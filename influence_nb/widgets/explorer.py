@@ -2,7 +2,6 @@
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ipywidgets as w
@@ -12,18 +11,22 @@ from traitlets import link
 from influence_nb.widgets import export, picture
 from influence_nb.widgets.answers import Answers
 from influence_nb.widgets.controls import toolbar
+from influence_nb.widgets.correlation import caption
+from influence_nb.widgets.ellipses import ellipses
 from influence_nb.widgets.examples import Examples
-from influence_nb.widgets.fixedmap import FixedMap, placed
-from influence_nb.widgets.pointcloud import PALETTE, packed
+from influence_nb.widgets.fixedmap import FixedMap
+from influence_nb.widgets.maps import Maps
+from influence_nb.widgets.pointcloud import PALETTE, packed, points
 from influence_nb.widgets.state import ExplorerState
-from influence_nb.widgets.views import views
+from influence_nb.widgets.views import close, views
 
 RIGHT_WRONG = ["#8FA3B5", "#D55E00"]
 
 
 class Explorer(w.VBox):
     """A map of the training set with test points over it. Choosing a test point highlights its most helpful and most
-    harmful training examples, on the map, in a scatter of score against distance and in a gallery.
+    harmful training examples, on the map, in a scatter of score against distance, with their correlation under it, and
+    in a gallery. Layer, distance, projection and its number of neighbours can be chosen; classes can have ellipses.
 
     Args:
         task: a Task of classes.
@@ -44,13 +47,14 @@ class Explorer(w.VBox):
         self.test_ids = self.answers.shown(test_ids)
         self.atlas = atlas = embedding if hasattr(embedding, "place") else FixedMap(embedding, task, self.test_ids)
         self.examples = Examples(task, self.test_ids)
+        ranges = {name: found for name in atlas.projections if (found := atlas.near(name))}
         self.state = ExplorerState(self.test_ids, len(task.train), self.examples.classes, methods, atlas.layers,
-                                   atlas.projections, atlas.distances, self.answers.fingerprint)
-        self.lock, self.worker, self.job = threading.RLock(), ThreadPoolExecutor(1, "map"), 0
-        self.shown = (self.state.layer, self.state.projection)  # what is on the map, while another one is computed
+                                   atlas.projections, atlas.distances, self.answers.fingerprint, ranges)
+        self.lock = threading.RLock()
+        self.maps = Maps(atlas, self.state, self.lock, len(task.train), self.test_ids, self._arrived, self._working)
         self.matched = ""  # how many points the filters leave, in words
-        places = self._placed(*self.shown)
-        self.map, self.scatter, self.gallery = views(self.answers, self.examples, self.test_ids, *places, preload)
+        self.map, self.scatter, self.gallery = views(self.answers, self.examples, self.test_ids,
+                                                     *self.maps.places(self.maps.shown), preload)
         self.toolbar, self.controls = toolbar(self.state, self.cancel)
         plots = w.HBox([self.map, self.scatter])
         plots.add_class("inb-plots")
@@ -58,7 +62,7 @@ class Explorer(w.VBox):
         self.add_class("inb-explorer")
         self._bind()
         self._colour()
-        self.map.title = self._map_title()
+        self.map.title = self.maps.title()
         self.state.k = k
         self.state.test_id = self.test_ids[int(self.examples.groups("correct")["test"].argmax())]  # the first mistake
         self.state.forget()
@@ -117,11 +121,19 @@ class Explorer(w.VBox):
     def cancel(self) -> None:
         """Give up the map that is being computed and go back to the one shown."""
         with self.lock:
-            if not self.map.busy:
-                return
-            self.job += 1
-            self._working("")
-            self.state.withdraw(layer=self.shown[0], projection=self.shown[1])
+            if self.map.busy:
+                self.maps.give_up()
+
+    def close(self) -> None:
+        """Take the explorer off the page, end its thread and let go of its arrays; it is of no use afterwards."""
+        if self.comm is None:
+            return
+        with self.lock:
+            self.maps.close()
+            self.state.unobserve_all()
+            self.answers.cache.clear()
+            close(self.map, self.scatter, self.gallery, self.toolbar, *self.links, *self.children)
+        super().close()
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -129,21 +141,16 @@ class Explorer(w.VBox):
             bundle["image/png"] = picture.png(self)
         return bundle
 
-    def _placed(self, layer, projection):
-        return placed(self.atlas, layer, projection, len(self.task.train), self.test_ids)
-
     # state -> views -> state
     def _bind(self):
         state, c = self.state, self.controls
-        for other in (self.scatter, self.gallery):
-            w.jslink((self.map, "selected"), (other, "selected"))
-            w.jsdlink((self.map, "answer"), (other, "answer"))
-        w.jsdlink((self.map, "pinned"), (self.gallery, "pinned"))
-        w.jsdlink((self.map, "pinned_answer"), (self.gallery, "pinned_answer"))
-        w.jsdlink((c.method, "index"), (self.map, "method"))
-        w.jsdlink((c.k, "value"), (self.map, "k"))
-        w.jsdlink((c.lasso, "value"), (self.map, "lasso"))
-        w.jsdlink((c.lasso, "value"), (self.scatter, "lasso"))
+        self.links = [w.jslink((self.map, "selected"), (view, "selected")) for view in (self.scatter, self.gallery)]
+        self.links += [w.jsdlink((source, name), (view, target)) for source, name, view, target in (
+            (self.map, "answer", self.scatter, "answer"), (self.map, "answer", self.gallery, "answer"),
+            (self.map, "pinned", self.gallery, "pinned"), (self.map, "pinned_answer", self.gallery, "pinned_answer"),
+            (c.method, "index", self.map, "method"), (c.k, "value", self.map, "k"),
+            (c.ellipses, "value", self.map, "ellipses"), (c.lasso, "value", self.map, "lasso"),
+            (c.lasso, "value", self.scatter, "lasso"))]
         link((state, "test_id"), (self.map, "test_id"))
         link((state, "pinned"), (self.map, "pinned"))
         for view in (self.map, self.scatter, self.gallery):
@@ -152,9 +159,11 @@ class Explorer(w.VBox):
         on(["test_id", "method", "k"], self._answer)
         on(["pinned", "method", "k"], self._answer_pinned)
         on(["test_id", "method", "metric"], self._points)
-        on(["layer", "projection"], self._move)
+        on(["layer", "projection", "near"], self.maps.ask)
         on(["colour_by"], self._colour)
         on(["class_filter", "misclassified_only", "search"], self._filter)
+        on(["ellipses"], lambda: setattr(self.map, "ellipses", state.ellipses))
+        on(["selected"], self._correlate)
         on(["search"], self._found)
         on(["selected"], lambda: setattr(self.map, "selected", packed(state.selected, "i4")))
         on(["status"], lambda: setattr(self.map, "note", state.status))
@@ -172,8 +181,8 @@ class Explorer(w.VBox):
             answer = self.answers.top(state.method, state.test_id, state.k) if state.test_id is not None else {}
         except Exception as error:  # nothing of another test point may stay on the screen
             state.helpful, state.harmful, self.map.answer = [], [], {}
-            self.scatter.train_xy, self.scatter.owner = b"", ""
-            self.scatter.note = state.status = f"{state.method} failed for test point {state.test_id}: {error}"
+            state.status = f"{state.method} failed for test point {state.test_id}: {error}"
+            self._no_points(state.status)
             raise
         state.helpful, state.harmful = answer.get("helpful", []), answer.get("harmful", [])
         with self.map.hold_sync():
@@ -187,30 +196,36 @@ class Explorer(w.VBox):
 
     def distance(self, test_id) -> np.ndarray:
         """Distances float32 [n_train] of the training examples to a test point, in the layer and metric shown."""
-        return np.asarray(self.atlas.distance(self.shown[0], self.state.metric, test_id), dtype=np.float32)
+        return np.asarray(self.atlas.distance(self.maps.shown[0], self.state.metric, test_id), dtype=np.float32)
 
     def _points(self):
         state, scatter = self.state, self.scatter
-        with scatter.hold_sync():
-            scatter.note = "" if state.test_id is not None else "choose a test point"
-            if state.test_id is None:
-                scatter.train_xy, scatter.owner, scatter.title = b"", "", "Score against distance"
-                return
+        if state.test_id is None:
+            return self._no_points("choose a test point")
+        owner = f"{state.test_id}/{self.map.method}"
+        try:
             xy = np.stack([self.distance(state.test_id), self.answers.row(state.method, state.test_id)], 1)
-            scatter.train_xy = packed(xy, "f4")
-            scatter.owner = f"{state.test_id}/{self.map.method}"
+        except Exception as error:
+            self._no_points(f"{state.metric} distance failed: {error}", owner)
+            raise
+        with scatter.hold_sync():
+            scatter.train_xy, scatter.owner, scatter.note = packed(xy, "f4"), owner, ""
             scatter.x_label = self.atlas.distance_label(state.metric)
             scatter.y_label = f"{state.method} ({self.answers.scores(state.method, state.test_id).unit})"
             scatter.title = f"{state.method} against distance"
+            self._correlate()
+
+    def _no_points(self, why, owner=""):
+        with self.scatter.hold_sync():
+            self.scatter.train_xy, self.scatter.owner, self.scatter.note = b"", owner, why
+            self.scatter.title = "Score against distance"
+            self._correlate()
+
+    def _correlate(self):
+        self.scatter.caption = caption(points(self.scatter.train_xy), self.state.selected)
 
     def _selected(self):
         self.state.selected = np.frombuffer(self.map.selected, "<i4").tolist()
-
-    def _map_title(self):
-        if isinstance(self.atlas, FixedMap):
-            return "Map"
-        layer, projection = self.shown
-        return f"Map: {projection} of {layer}"
 
     def _colour(self):
         by, groups = self.state.colour_by, self.examples.groups(self.state.colour_by)
@@ -220,6 +235,17 @@ class Explorer(w.VBox):
                 view.class_names = ["correct", "mistaken"] if by == "correct" else self.examples.classes
                 view.train_class = packed(groups["train"], "u2")
                 view.test_class = packed(groups["test"], "u2") if view is self.map else b""
+        self._outline()
+
+    def centres(self) -> np.ndarray:
+        """Centre and ellipse of the points of each colour on the map, [colours, 6] as from `ellipses`."""
+        return ellipses(points(self.map.train_xy), np.frombuffer(self.map.train_class, "<u2"))
+
+    def _outline(self):
+        rows, hidden = self.centres(), np.frombuffer(self.map.train_hidden, "u1")
+        if len(hidden):  # a colour with no point left has no ellipse either
+            rows = rows[np.isin(rows[:, 0], np.frombuffer(self.map.train_class, "<u2")[hidden == 0])]
+        self.map.centres = packed(rows, "f4")
 
     # filters: what does not match is faint, and cannot be picked
     def _filter(self):
@@ -228,6 +254,7 @@ class Explorer(w.VBox):
         hidden = {layer: b"" if mask.all() else packed(~mask, "u1") for layer, mask in masks.items()}
         self.map.train_hidden, self.map.test_hidden = hidden["train"], hidden["test"]
         self.scatter.train_hidden = hidden["train"]
+        self._outline()
         filtered = state.search or state.class_filter or state.misclassified_only
         self.matched = f"{n_test} test, {n_train} training points match" if filtered else ""
         state.status = self.matched
@@ -238,37 +265,11 @@ class Explorer(w.VBox):
         if self.state.search and not self.state.replaying and matches.sum() == 1:
             self.state.test_id = self.test_ids[int(matches.argmax())]
 
-    # maps are computed in one worker thread; the latest wish counts
-    def _move(self):
-        self.job += 1
-        wish = (self.state.layer, self.state.projection)
-        if wish == self.shown:
-            return self._working("")
-        self._working(f"computing {wish[1]} of {wish[0]}")
-        self.worker.submit(self._compute, self.job, wish)
-
-    def _compute(self, job, wish):
-        if job != self.job:
-            return
-        try:
-            train_xy, test_xy = self._placed(*wish)
-            if self.state.test_id is not None:
-                self.atlas.distance(wish[0], self.state.metric, self.state.test_id)  # embeds, so that a click need not
-        except Exception as error:  # shown where the reader looks: this thread has nobody to raise to
-            with self.lock:
-                if job == self.job:
-                    self.cancel()
-                    self.state.status = f"{wish[1]} of {wish[0]} failed: {error}"
-            return
-        with self.lock:
-            if job != self.job:
-                return
-            self.shown = wish
-            with self.map.hold_sync():
-                self.map.train_xy, self.map.test_xy = train_xy, test_xy
-                self.map.title = self._map_title()
-            self._working("")
-            self._points()
+    def _arrived(self, train_xy, test_xy):
+        with self.map.hold_sync():
+            self.map.train_xy, self.map.test_xy, self.map.title = train_xy, test_xy, self.maps.title()
+            self._outline()
+        self._points()
 
     def _working(self, status):
         self.map.busy = bool(status)

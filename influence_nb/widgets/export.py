@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from influence_nb.widgets.correlation import caption
 from influence_nb.widgets.pointcloud import module, packed, source
 from influence_nb.widgets.state import DEPTH
 
@@ -19,15 +20,16 @@ BLANK = {"train_hidden": b"", "test_hidden": b"", "hover": "", "note": ""}
 def write(explorer, path) -> Path:
     """Write the page of `explorer` to `path`.
 
-    It holds the map shown, the DEPTH strongest neighbours of every test point and method, their thumbnails and texts.
-    The scatter has all training examples, in 16 bits, where that takes at most 8 MB; else the neighbours alone, and
-    says so.
+    It holds the map shown, the DEPTH strongest neighbours of every test point and method, their thumbnails and texts,
+    and the correlation of score and distance over all training examples. The scatter has all training examples, in 16
+    bits, where that takes at most 8 MB; else the neighbours alone, and says so. Memory: one test point's at a time.
     """
     answers, examples, ids = explorer.answers, explorer.examples, explorer.test_ids
     scores = {name: answers.complete(name, ids) for name in answers.methods}
     near, values = answers.preload(ids, scores)
     with explorer.lock:
         views = {name: traits(getattr(explorer, name)) for name in ("map", "scatter", "gallery")}
+        views["map"]["centres"] = packed(explorer.centres(), "f4")  # of all classes, whatever the filter
     views["map"] |= {"preloaded": [True] * len(scores), "depth": DEPTH, "topk_ids": packed(near, "i4"),
                      "topk_scores": packed(values, "f4"), "busy": False, "lasso": False}
     for view in views.values():  # the page has no filters, and nothing is under the pointer
@@ -37,18 +39,16 @@ def write(explorer, path) -> Path:
         view["side_names"] = [names for names, _ in units]
     views["gallery"] |= {"side_titles": [titles for _, titles in units], **examples.pictures("test", ids),
                          **examples.pictures("train", examples.nearest(near, PICTURES))}
-    distances = np.stack([explorer.distance(i) for i in ids])  # [n_test, n_train]
     data = {**views, "methods": list(scores), "y_labels": [f"{name} ({one.unit})" for name, one in scores.items()]}
-    if 2 * distances.size * (1 + len(scores)) <= DENSE:
-        values = [np.stack([np.float32(one.row(i).detach().cpu()) for i in ids]) for one in scores.values()]
-        columns = np.stack([distances, *values], 1)  # [n_test, 1 + n_methods, n_train]
-        low, high = columns.min(2), columns.max(2)  # [n_test, 1 + n_methods]
-        scaled = (columns - low[..., None]) / np.maximum(high - low, 1e-30)[..., None] * 65535
-        data["points"] = {"columns": packed(np.rint(scaled), "u2"), "ranges": packed(np.stack([low, high], -1), "f4"),
-                          "count": columns.shape[1]}
+    dense = 2 * len(ids) * len(explorer.task.train) * (1 + len(scores)) <= DENSE
+    rows = [told(explorer.distance(i), [one.row(i) for one in scores.values()], near[:, at], dense)
+            for at, i in enumerate(ids)]
+    *parts, data["captions"] = map(list, zip(*rows, strict=True))
+    if dense:
+        columns, ranges = map(np.stack, parts)
+        data["points"] = {"columns": packed(columns, "u2"), "ranges": packed(ranges, "f4"), "count": columns.shape[1]}
     else:
-        found = distances[np.arange(len(ids))[None, :, None, None], np.maximum(near, 0)]
-        data["points"] = {"distances": packed(found, "f4")}
+        data["points"] = {"distances": packed(np.stack(parts[0], 1), "f4")}
         views["scatter"]["note"] = f"this page holds the {DEPTH} strongest a side only"
     block = bytearray()
     text = json.dumps(lifted(data, block)).replace("<", "\\u003c")
@@ -57,6 +57,27 @@ def write(explorer, path) -> Path:
     path = Path(path)
     path.write_text(re.sub(r"\{\{(\w+)\}\}", lambda slot: page[slot[1]], source("page.html")), encoding="utf-8")
     return path
+
+
+def told(distance, scores, near, dense) -> tuple:
+    """What the scatter shows of one test point, and its captions, one a method.
+
+    Args:
+        distance: [n_train].
+        scores: for each method, [n_train].
+        near: ids [n_methods, 2, DEPTH].
+
+    Returns:
+        (columns, ranges, captions): distance and scores uint16 [1 + n_methods, n_train] as shares of their ranges
+        [1 + n_methods, 2]; where not dense, (distances, captions): those of `near`.
+    """
+    columns = np.stack([distance, *(np.float32(row.detach().cpu()) for row in scores)])
+    captions = [caption(np.stack([distance, row], 1)) for row in columns[1:]]
+    if not dense:
+        return distance[np.maximum(near, 0)], captions
+    low, high = columns.min(1), columns.max(1)
+    shares = (columns - low[:, None]) / np.maximum(high - low, 1e-30)[:, None]
+    return np.rint(shares * 65535).astype(np.uint16), np.stack([low, high], 1), captions
 
 
 def traits(view) -> dict:

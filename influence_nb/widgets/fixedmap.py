@@ -5,9 +5,9 @@ import numpy as np
 from influence_nb.widgets.pointcloud import packed
 
 
-def placed(atlas, layer, projection, n_train, test_ids) -> list[bytes]:
+def placed(atlas, layer, projection, n_train, test_ids, near=None) -> list[bytes]:
     """Places of training and test points as bytes of float32, checked."""
-    both = [np.asarray(xy, dtype=np.float32) for xy in atlas.place(layer, projection, test_ids)]
+    both = [np.asarray(xy, dtype=np.float32) for xy in atlas.place(layer, projection, test_ids, near=near)]
     for xy, n, name in zip(both, (n_train, len(test_ids)), ("training", "test"), strict=True):
         if xy.shape != (n, 2):
             raise ValueError(f"the embedding must place {n} {name} points as [{n}, 2], got {xy.shape}")
@@ -36,7 +36,10 @@ class FixedMap:
         self.test_xy = test_xy[test_ids] if len(test_xy) == n_test else test_xy
         self.row = {i: row for row, i in enumerate(test_ids)}
 
-    def place(self, layer, projection, test_ids):
+    def near(self, projection):
+        return None  # it looks at no neighbours
+
+    def place(self, layer, projection, test_ids, near=None):
         return self.train_xy, self.test_xy[[self.row[i] for i in test_ids]]
 
     def distance(self, layer, metric, test_id):

@@ -37,6 +37,8 @@ export function frame(cloud, el) {
   cloud.tip = make("div", "inb-tip", cloud.stage);
   cloud.tip.hidden = true;
   cloud.legend = make("div", "inb-legend", cloud.root);
+  cloud.caption = make("div", "inb-caption", cloud.root);
+  cloud.caption.setAttribute("role", "status");
   cloud.live = make("div", "inb-unseen", cloud.root);
   cloud.live.setAttribute("aria-live", "polite");
 }

@@ -19,6 +19,10 @@ export function union(a, b) {
   return [Math.min(a[0], b[0]), Math.max(a[1], b[1]), Math.min(a[2], b[2]), Math.max(a[3], b[3])];
 }
 
+export function common(a, b) {
+  return [Math.max(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[2], b[2]), Math.min(a[3], b[3])];
+}
+
 // One range for both axes, around 0, the points (where there are any) and the value expected next (where there is one).
 export function squared(box, guess) {
   const values = [0, ...(box ?? []), ...(guess === null ? [] : [guess])];
@@ -81,10 +85,12 @@ export function inside(polygon, x, y) {
   return odd;
 }
 
-// Rows of the shown points within a polygon of pixels.
+// Rows of the shown points within a polygon of pixels; what lies outside the plot is not shown.
 export function lassoed(xy, hidden, view, area, polygon) {
   const corners = polygon.map(([px, py]) => toData(view, area, px, py));
-  const [x0, x1, y0, y1] = bounds(corners.flat());
+  const [left, bottom] = toData(view, area, area.left, area.top + area.height);
+  const [right, top] = toData(view, area, area.left + area.width, area.top);
+  const [x0, x1, y0, y1] = common(bounds(corners.flat()), [left, right, bottom, top]);
   const rows = [];
   for (let i = 0; i < xy.length / 2; i++) {
     const x = xy[2 * i], y = xy[2 * i + 1];

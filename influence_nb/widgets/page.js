@@ -87,6 +87,7 @@ async function start(views, element) {
     scatter.set("train_xy", new DataView(read(data.points, n, row, method, map).buffer));
     scatter.set("y_label", data.y_labels[method]);
     scatter.set("title", `${data.methods[method]} against distance`);
+    scatter.set("caption", data.captions[row][method]);
     scatter.set("owner", `${test_id}/${method}`);
   };
   for (const view of [scatter, gallery]) {
@@ -111,11 +112,16 @@ async function start(views, element) {
     showCount();
     map.set("k", Number(k.value));
   });
-  const lasso = element.querySelector("[name=lasso]"), pin = element.querySelector("[name=pin]");
-  lasso.addEventListener("click", () => {
-    map.set("lasso", !map.get("lasso"));
-    lasso.setAttribute("aria-pressed", map.get("lasso"));
-  });
+  for (const name of ["ellipses", "lasso"]) {
+    const button = element.querySelector(`[name=${name}]`);
+    const press = () => button.setAttribute("aria-pressed", map.get(name));
+    press();
+    button.addEventListener("click", () => {
+      map.set(name, !map.get(name));
+      press();
+    });
+  }
+  const pin = element.querySelector("[name=pin]");
   pin.addEventListener("click", () => {
     map.set("pinned", map.get("pinned") === null ? map.get("test_id") : null);
     pin.textContent = map.get("pinned") === null ? "Pin" : "Unpin";

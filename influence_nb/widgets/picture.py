@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 CARD, INK, QUIET, LINE = "#FFFFFF", "#1D252D", "#5D6873", "#DDE2E7"  # an opaque light card, on dark pages too
@@ -49,7 +51,7 @@ def figure(explorer) -> Figure:
     draw_map(explorer, band(0.2, low + 0.25, 4.9, 4.0))
     legend(explorer, fig, low / height)
     if state.test_id is not None:
-        draw_scatter(explorer, band(6.1, low + 0.6, 4.7, 3.65))
+        draw_scatter(explorer, band(6.1, low + 0.6, 4.7, 3.5))
         titles = explorer.gallery.side_titles[explorer.map.method]
         draw_gallery(explorer, band(0.2, 0.1, 10.6, low - 0.45), images, explorer.map.answer, titles)
     return fig
@@ -69,6 +71,8 @@ def draw_map(explorer, ax):
     hidden = np.frombuffer(explorer.map.test_hidden, "u1")
     alpha = np.where(hidden, 0.1, 0.6) if len(hidden) else 0.6
     ax.scatter(*test.T, s=26, marker="D", c=colours[shown], alpha=alpha, edgecolors=INK, linewidths=0.7)
+    if explorer.map.ellipses:
+        draw_ellipses(explorer.map, ax)
     neighbours(explorer, ax, xy)
     for test_id, size in ((getattr(explorer.state, "pinned", None), 70), (explorer.state.test_id, 90)):
         if test_id is not None:
@@ -79,6 +83,22 @@ def draw_map(explorer, ax):
     ax.spines[:].set_color(LINE)
 
 
+def draw_ellipses(view, ax):
+    """The centre of each colour's points, with its name, and the ellipse of two standard deviations."""
+    halo, named = [withStroke(linewidth=3, foreground=CARD)], []
+    for group, x, y, long, short, angle in np.frombuffer(view.centres, "<f4").reshape(-1, 6):
+        name, colour = view.class_names[int(group)], view.palette[int(group) % len(view.palette)]
+        if short > 0:
+            ax.add_patch(Ellipse((x, y), 2 * long, 2 * short, angle=np.degrees(angle), fill=False, edgecolor=colour,
+                                 linewidth=1.5, zorder=2.5, path_effects=halo))
+        ax.scatter(x, y, s=22, color=colour, edgecolors=CARD, linewidths=1, zorder=3)
+        at = ax.transData.transform((x, y)) + (0, 10)
+        taken = any((np.abs(at - other) < (40, 12)).all() for other in named)
+        named.append(at - (0, 20 * taken))  # below, where above is another name
+        ax.annotate(name, named[-1], xycoords="figure pixels", ha="center", va="center", fontsize=8, fontweight="bold",
+                    color=INK, path_effects=halo, parse_math=False, zorder=3)
+
+
 def draw_scatter(explorer, ax):
     xy = np.frombuffer(explorer.scatter.train_xy, "<f4").reshape(-1, 2)
     limits = [(low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)) for low, high in
@@ -86,7 +106,9 @@ def draw_scatter(explorer, ax):
     dots(explorer, ax, xy, limits)
     ax.axhline(0, color=LINE, linewidth=0.8, zorder=1)
     neighbours(explorer, ax, xy)
-    ax.set_title(explorer.scatter.title, loc="left", fontsize=10, fontweight="bold", color=INK, parse_math=False)
+    ax.set_title(explorer.scatter.title, loc="left", fontsize=10, fontweight="bold", color=INK, parse_math=False,
+                 pad=16)
+    ax.text(0, 1.015, explorer.scatter.caption, transform=ax.transAxes, fontsize=7.5, color=QUIET)
     ax.set_xlabel(explorer.scatter.x_label, fontsize=9, color=INK, parse_math=False)
     ax.set_ylabel(explorer.scatter.y_label, fontsize=9, color=INK, parse_math=False)
     ax.tick_params(labelsize=8, colors=QUIET)
@@ -127,18 +149,22 @@ def neighbours(explorer, ax, xy):
 
 
 def legend(explorer, fig, top):
-    """One line of classes and marks under the map, as much as fits."""
-    view = explorer.map
+    """Classes and marks in two lines under the map, as much as fits."""
+    view, lines = explorer.map, [top + 0.02, top + 0.02 - 0.17 / fig.get_figheight()]
     names = view.side_names[view.method]
     marks = [("\u25c6", INK, "test point"), ("\u25b2", HELPFUL, names[0]), ("\u25bc", HARMFUL, names[1])]
     marks += [("\u25cf", view.palette[c % len(view.palette)], name) for c, name in enumerate(view.class_names)]
     x = 0.2
     for mark, colour, name in marks:
-        fig.text(x / 11, top + 0.02, mark, color=colour, fontsize=9)
-        fig.text((x + 0.15) / 11, top + 0.02, name, color=INK, fontsize=8, parse_math=False)
-        x += 0.3 + 0.068 * len(name)
-        if x > 10.3:
+        width = 0.3 + 0.068 * len(name)
+        if x + width > 5.3:
+            x = 0.2
+            lines.pop(0)
+        if not lines:
             break
+        fig.text(x / 11, lines[0], mark, color=colour, fontsize=9)
+        fig.text((x + 0.15) / 11, lines[0], name, color=INK, fontsize=8, parse_math=False)
+        x += width
 
 
 def draw_gallery(explorer, ax, images, answer, titles):

@@ -71,12 +71,12 @@ class Cloud {
     changed("x_label y_label owner", refresh);
     changed("test_id method k answer", () => this.answer());
     changed("pinned method k", () => this.answerPinned());
-    changed("pinned_answer lasso note busy", () => this.schedule("over"));
+    changed("pinned_answer lasso note busy caption", () => this.schedule("over"));
     changed("hover", () => {
       this.root.dataset.hover = this.get("hover");
       this.schedule("over");
     });
-    changed("selected", () => {
+    changed("selected ellipses centres", () => {
       if (this.view) drawChosen(this);
       this.schedule("over");
     });

@@ -34,6 +34,11 @@ def packed(values, dtype) -> bytes:
     return np.ascontiguousarray(values, dtype=np.dtype(dtype).newbyteorder("<")).tobytes()
 
 
+def points(raw) -> np.ndarray:
+    """Points float32 [n, 2] from the bytes in which they cross."""
+    return np.frombuffer(raw, "<f4").reshape(-1, 2)
+
+
 def raw(**tags) -> Bytes:
     """A synced array as bytes. What comes from the browser is a memoryview, which Bytes would refuse."""
     return Bytes(b"").tag(sync=True, from_json=lambda value, widget: bytes(value or b""), **tags)
@@ -49,6 +54,7 @@ class PointCloud(anywidget.AnyWidget):
     source = Unicode().tag(sync=True)  # which explorer: its views share labels, thumbnails and texts
     title = Unicode().tag(sync=True)
     note = Unicode().tag(sync=True)
+    caption = Unicode().tag(sync=True)  # a line under the plot
     stale = Unicode("waiting for the kernel").tag(sync=True)
     busy = Bool(False).tag(sync=True)
     legend = Bool(False).tag(sync=True)
@@ -66,6 +72,8 @@ class PointCloud(anywidget.AnyWidget):
     train_hidden, test_hidden = raw(), raw()  # uint8, 1 = filtered away; empty = none is
     palette = List(Unicode(), PALETTE).tag(sync=True)
     class_names = List(Unicode()).tag(sync=True)
+    centres = raw()  # float32 [groups, 6] as from `ellipses`, drawn where `ellipses` is True
+    ellipses = Bool(False).tag(sync=True)
     owner = Unicode().tag(sync=True)  # "test_id/method" whose points these are (scatter)
     # the question and its answer
     test_id = Int(None, allow_none=True).tag(sync=True)

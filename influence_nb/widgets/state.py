@@ -9,8 +9,8 @@ from influence_nb.widgets.steps import Steps
 FORMAT = "influence_nb explorer 1"
 DEPTH = 25  # most neighbours a side, and what is preloaded
 COLOURS = ("label", "predicted", "correct")
-ASKED = ("test_id", "pinned", "method", "layer", "metric", "projection", "k", "colour_by", "class_filter",
-         "misclassified_only", "search", "selected", "removed", "flips")
+ASKED = ("test_id", "pinned", "method", "layer", "metric", "projection", "near", "k", "colour_by", "ellipses",
+         "class_filter", "misclassified_only", "search", "selected", "removed", "flips")
 
 
 class ExplorerState(Steps):
@@ -20,6 +20,7 @@ class ExplorerState(Steps):
         test_ids, n_train, classes: the ids of the test points shown, the number of training examples, the class names.
         methods, layers, projections, metrics: the names to choose from; the first of each is the start.
         task: the task's fingerprint, so that the saved state of another task is refused.
+        ranges: {projection: (name, low, high, default)} of the projections that look at a chosen number of neighbours.
 
     Raises:
         ValueError: a trait is set to something that is not there; the message says what is.
@@ -31,8 +32,10 @@ class ExplorerState(Steps):
     layer = Unicode()
     metric = Unicode()
     projection = Unicode()
+    near = Dict(key_trait=Unicode(), value_trait=Int())  # {projection: neighbours}, where it is not the default
     k = Int(10)
     colour_by = Unicode("label")
+    ellipses = Bool(False)  # of the points of one colour, on the map
     class_filter = Unicode("")
     misclassified_only = Bool(False)
     search = Unicode("")
@@ -43,8 +46,8 @@ class ExplorerState(Steps):
     flips = Dict(key_trait=Int(), value_trait=Int())
     status = Unicode("")
 
-    def __init__(self, test_ids, n_train, classes, methods, layers, projections, metrics, task=""):
-        self.n_train, self.task = int(n_train), task
+    def __init__(self, test_ids, n_train, classes, methods, layers, projections, metrics, task="", ranges=()):
+        self.n_train, self.task, self.ranges = int(n_train), task, dict(ranges)
         self.classes = tuple(classes)
         self.test_ids = frozenset(int(i) for i in test_ids)
         self.choices = {"method": tuple(methods), "layer": tuple(layers), "projection": tuple(projections),
@@ -73,6 +76,20 @@ class ExplorerState(Steps):
         if not 1 <= proposal.value <= DEPTH:
             raise ValueError(f"k must lie in 1..{DEPTH}, got {proposal.value}")
         return proposal.value
+
+    @validate("near")
+    def _in_range(self, proposal):
+        for projection, value in proposal.value.items():
+            if projection not in self.ranges:
+                raise ValueError(f"near must be {{projection: neighbours}} of {list(self.ranges)}, got {projection!r}")
+            name, low, high, _ = self.ranges[projection]
+            if not low <= value <= high:
+                raise ValueError(f"near: the {name} of {projection} must lie in {low}..{high}, got {value}")
+        return proposal.value
+
+    def neighbours(self) -> int | None:
+        """How many neighbours the projection looks at; None where it has no such number."""
+        return self.near.get(self.projection, self.ranges.get(self.projection, (None,))[-1])
 
     @validate("selected", "removed", "flips")
     def _train(self, proposal):
@@ -113,7 +130,7 @@ class ExplorerState(Steps):
         if odd := [name for name in ("k", "test_id", "pinned") if isinstance(saved[name], bool)]:
             raise ValueError(f"expected whole numbers as {', '.join(odd)}, got true or false")
         trial = ExplorerState(self.test_ids, self.n_train, self.classes, *(self.choices[name] for name in (
-            "method", "layer", "projection", "metric")), self.task)
+            "method", "layer", "projection", "metric")), self.task, self.ranges)
         try:
             flips = {int(i): label for i, label in saved["flips"].items()}
             for name in ASKED:

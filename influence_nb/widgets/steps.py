@@ -14,6 +14,7 @@ class Steps(HasTraits):
     def remember(self, names) -> None:
         """From now on every change of these traits is a step."""
         self.past, self.future, self._open, self._replaying = [], [], None, False
+        self.settled = 0  # how many steps lay behind when `settle` was called
         for name in names:
             getattr(self, name)  # a list that was never read has no old value to undo to
         self.observe(self._record, names)
@@ -25,8 +26,12 @@ class Steps(HasTraits):
         if self._open is not None:
             self._open.setdefault(change.name, change.old)
             return
-        if not (change.name == "k" and self.past and set(self.past[-1]) == {"k"}):  # one drag of a slider is one step
-            self.past.append({change.name: change.old})
+        dragged = change.name == "k" and self.past and set(self.past[-1]) == {"k"}  # one drag of a slider is one step
+        self._push(self.past.pop() if dragged else {change.name: change.old})
+
+    def _push(self, step):
+        self.settled = min(self.settled, len(self.past))
+        self.past.append(step)
         self.future.clear()
         self._count()
 
@@ -42,9 +47,7 @@ class Steps(HasTraits):
         finally:
             step, self._open = self._open, None
             if step:
-                self.past.append(step)
-                self.future.clear()
-            self._count()
+                self._push(step)
 
     def undo(self) -> bool:
         """Take back the last step; False where there is none."""
@@ -63,12 +66,26 @@ class Steps(HasTraits):
         """Drop all steps: what is now is the beginning."""
         self.past.clear()
         self.future.clear()
+        self.settle()
         self._count()
 
+    def settle(self) -> None:
+        """What is now is what a later `withdraw` goes back to."""
+        self.settled = len(self.past)
+
     def withdraw(self, **values) -> None:
-        """Put these values back, as if the last change of them had never been asked for."""
-        if self.past and set(self.past[-1]) <= set(values):
-            self.past.pop()
+        """Put back the values of when `settle` was called, as if they had never been changed since.
+
+        Other steps made since then stay. An undo since then is done again, as far as it changed these values.
+        """
+        undone = self.settled - len(self.past)
+        for step in self.future[-undone:] if undone > 0 else self.past[self.settled:]:
+            for name in values:
+                step.pop(name, None)
+        if undone > 0:
+            self.past.append({name: getattr(self, name) for name in values if getattr(self, name) != values[name]})
+        self.past[:], self.future[:] = filter(None, self.past), filter(None, self.future)
+        self.settle()
         self._put(values)
 
     def _replay(self, source, target):

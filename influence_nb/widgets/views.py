@@ -2,6 +2,9 @@
 
 from uuid import uuid4
 
+from ipywidgets import Widget
+from traitlets import Bytes
+
 from influence_nb.widgets.gallery import Gallery
 from influence_nb.widgets.pointcloud import PointCloud, packed
 from influence_nb.widgets.state import DEPTH
@@ -35,3 +38,17 @@ def views(answers, examples, test_ids, train_xy, test_xy, preload):
     scatter = PointCloud(name="scatter", x_label="distance", y_label="score", source=cloud.source,
                          side_names=cloud.side_names)
     return cloud, scatter, gallery
+
+
+def close(*widgets) -> None:
+    """Close widgets and all that their traits hold: layouts, styles, children. Their arrays are dropped."""
+    for widget in widgets:
+        if isinstance(widget, (tuple, list)):
+            close(*widget)
+        elif isinstance(widget, Widget) and widget.comm is not None:
+            widget.unobserve_all()
+            widget.close()
+            close(*(getattr(widget, name) for name in widget.keys))
+            for name in widget.traits(sync=True):
+                if isinstance(widget.traits()[name], Bytes):
+                    setattr(widget, name, b"")

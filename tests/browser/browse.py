@@ -195,3 +195,17 @@ def opened(browser, server, name, size=(1400, 1200)):
     yield page, kernel, watch
     kernel.client.stop_channels()
     context.close()
+
+
+def themed(page, frontend, theme):
+    """Change the page's theme; Voila, which has one only when it makes the page, is given the colours of the other."""
+    if frontend != "voila":
+        change = "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
+        return page.evaluate(change, f"JupyterLab {theme}")
+    ground, ink = ("#111111", "#eeeeee") if theme == "Dark" else ("#ffffff", "#111111")
+    page.evaluate("""([ground, ink]) => {
+        document.documentElement.style.setProperty("--jp-layout-color0", ground);
+        document.documentElement.style.setProperty("--jp-content-font-color1", ink);
+        document.body.style.background = ground;
+        document.body.dataset.jpThemeLight = ground === "#ffffff";
+    }""", [ground, ink])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from .browse import ROOT, opened
+from .browse import ROOT, opened, themed
 from .problems import START, top
 from .view import View, ids
 
@@ -214,17 +214,3 @@ def test_text_is_shown_as_text(digits, server, shots):
     assert view.root.locator("img, script, i").count() == 0 and page.evaluate("window.broken") is None
     view.root.screenshot(path=shots / f"{server.frontend}-text.png")
     watch.check()
-
-
-def themed(page, frontend, theme):
-    """Change the page's theme; Voila, which has one only when it makes the page, is given the colours of the other."""
-    if frontend != "voila":
-        change = "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
-        return page.evaluate(change, f"JupyterLab {theme}")
-    ground, ink = ("#111111", "#eeeeee") if theme == "Dark" else ("#ffffff", "#111111")
-    page.evaluate("""([ground, ink]) => {
-        document.documentElement.style.setProperty("--jp-layout-color0", ground);
-        document.documentElement.style.setProperty("--jp-content-font-color1", ink);
-        document.body.style.background = ground;
-        document.body.dataset.jpThemeLight = ground === "#ffffff";
-    }""", [ground, ink])

@@ -7,6 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
+from playwright.sync_api import expect
 
 from .browse import ROOT, Watch
 from .problems import DIGITS
@@ -17,7 +18,11 @@ import json
 explorer.export_html("page.html")
 given = {"influence": scores, "nearness": nearness}
 top = {name: [each.top(i, 8)[1::2] for i in range(60)] for name, each in given.items()}
-print(json.dumps({"top": top, "train_xy": train_xy.tolist()}))
+explorer.select(8)
+captions = []
+for explorer.state.method in given:
+    captions.append(explorer.scatter.caption)
+print(json.dumps({"top": top, "train_xy": train_xy.tolist(), "captions": captions}))
 """
 
 
@@ -44,12 +49,23 @@ def test_the_exported_page_answers_with_no_kernel_and_no_request(ran, browser, s
         view.click("test", test_id)
         assert view.asked(test_id) == influence[test_id]
         assert (view.cards("helpful"), view.cards("harmful")) == influence[test_id]
+    caption = view.scatter.locator(".inb-caption")
+    expect(caption).to_have_text(said["captions"][0])
     before = view.all_xy("train", range(400), view.scatter)
     page.get_by_label("Method").focus()
     page.keyboard.press("ArrowDown")
     view.shows(view.map, helpful=",".join(map(str, nearness[8][0])))
     assert view.asked(8) == nearness[8]
     assert view.all_xy("train", range(400), view.scatter) != before
+    expect(caption).to_have_text(said["captions"][1])
+    painted = """(canvas) => {
+        const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        return data.some((value) => value);
+    }"""
+    chosen = view.map.locator(".inb-chosen")
+    assert not chosen.evaluate(painted)
+    page.get_by_role("button", name="Class ellipses").press("Enter")
+    view.until(chosen, painted)
     corners = view.kidney()
     view.drag(corners, key="Shift")
     view.shows(view.map, selected=len(view.within(said["train_xy"], corners)))

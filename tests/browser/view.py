@@ -95,22 +95,23 @@ class View:
     def button(self, name):
         return self.root.get_by_role("button", name=name, exact=True)
 
-    def kidney(self, turn=0.0) -> list:
+    def kidney(self, turn=0.0, cloud=None) -> list:
         """Corners of a loop in the middle of the map, in pixels of the page; not convex, so that a box is no answer."""
-        self.canvas(self.map).scroll_into_view_if_needed()
-        box = self.canvas(self.map).bounding_box()
+        canvas = self.canvas(cloud or self.map)
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
         angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
         radius = 0.22 + 0.1 * np.cos(angle + turn)
         x = box["x"] + box["width"] * (0.5 + radius * np.cos(angle))
         y = box["y"] + box["height"] * (0.5 + radius * np.sin(angle))
         return np.stack([x, y], 1).round(1).tolist()
 
-    def within(self, train_xy, corners) -> list[int]:
+    def within(self, train_xy, corners, cloud=None) -> list[int]:
         """Training points in a loop of the page's pixels, by the coordinates train_xy [n_train, 2] that Python holds.
 
-        Five points say how the map lies on the page.
+        Five points say how the map, or another cloud, lies on the page.
         """
         points = np.column_stack([train_xy, np.ones(len(train_xy))])
         some = np.linspace(0, len(train_xy) - 1, 5).astype(int)
-        lie, *_ = np.linalg.lstsq(points[some], np.array(self.all_xy("train", some.tolist())), rcond=None)
+        lie, *_ = np.linalg.lstsq(points[some], np.array(self.all_xy("train", some.tolist(), cloud)), rcond=None)
         return np.flatnonzero(Polygon(corners).contains_points(points @ lie)).tolist()
