@@ -160,6 +160,8 @@ def class_numbers(train: Tensor, y: Tensor) -> Tensor:
     if y.is_floating_point() or y.min() < 0:
         raise ValueError(f"expected class numbers 0, 1, 2, ..., got {y.dtype} from {y.min():g} to {y.max():g}: "
                          "y.long() if they are classes, else a distance that needs none")
+    if not train.is_floating_point():
+        raise ValueError(f"expected embeddings of floating type, got {train.dtype}: x.float()?")
     if not torch.isfinite(train.sum()) and (bad := ~torch.isfinite(train).all(1)).any():
         raise ValueError(f"embeddings must be finite, got NaN or infinity in {bad.sum()} of {len(train)} rows, first "
                          f"in row {bad.int().argmax()}: does the model overflow?")

@@ -201,6 +201,8 @@ def box_by_class(values, labels, classes=(), ylabel: str = f"influence ({EFFECT}
     values, labels = np.asarray(values, dtype=float), np.asarray(labels)
     if values.shape != labels.shape or values.ndim != 1 or len(values) == 0:
         raise ValueError(f"values and labels must be [n], n of 1 or more, got {values.shape} and {labels.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"values must be finite, got {(~np.isfinite(values)).sum()} that are not, of {len(values)}")
     groups = np.unique(labels).tolist()
     ax = axes(ax, 0.8 + 0.62 * len(groups), 3.6)
     boxes = ax.boxplot([values[labels == group] for group in groups], patch_artist=True, widths=0.6,
@@ -230,9 +232,9 @@ def number_grid(values, rows=(), columns=(), label: str = "Pearson", ax=None):
             dark = abs(value) > 0.6 * limits.vmax
             ax.text(column, row, f"{value:.2f}".replace("-", "\u2212"), ha="center", va="center", fontsize=9,
                     color="white" if dark else INK)
-    ax.set_xticks(range(values.shape[1]), columns or range(values.shape[1]), rotation=30 if len(columns) else 0,
-                  ha="right" if len(columns) else "center")
-    ax.set_yticks(range(len(values)), rows or range(len(values)))
+    turned = {"rotation": 30, "ha": "right"} if len(columns) else {}
+    ax.set_xticks(range(values.shape[1]), columns if len(columns) else range(values.shape[1]), **turned)
+    ax.set_yticks(range(len(values)), rows if len(rows) else range(len(values)))
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_title(label, fontsize=10, loc="left", color=INK)
@@ -268,8 +270,8 @@ def loss_curve(history, ax=None):
     curves = history if isinstance(history, dict) else {"": history}
     risks = {name: np.asarray(getattr(curve, "risk", curve), dtype=float) for name, curve in curves.items()}
     ax = axes(ax, 6, 3.2)
-    for shade, (name, risk) in zip(COLOURS, risks.items()):
-        ax.plot(np.arange(1, len(risk) + 1), risk, color=shade, linewidth=1.5, label=name)
+    for i, (name, risk) in enumerate(risks.items()):
+        ax.plot(np.arange(1, len(risk) + 1), risk, color=colour(i), linewidth=1.5, label=name)
     longest = max(map(len, risks.values()))
     ax.set(yscale="log", xlabel="epoch", ylabel="training risk (nats)", xlim=(1, max(longest, 2)))
     ax.grid(axis="y", color="#E6E6E6", linewidth=0.6, which="both")

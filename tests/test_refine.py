@@ -139,8 +139,15 @@ def test_a_path_that_turns_is_flagged():
     task = Task(models.mlp([6, 6, 3], seed=2).double(), Split(x[:10], y[:10]), Split(x[10:], y[10:]), l2=1e-3)
     converge(task, max_steps=3000)                                                 # 69 parameters, 10 examples
     refined = Refined(passes=6, progress=False).fit(task)
-    refined.scores()
-    assert refined.turned_.any()
+    scores = refined.scores()
+    assert refined.turned_.any() and (refined.errors_[:, refined.turned_] > 0).all()
+    j, before = int(refined.turned_.nonzero()[0]), task.losses()
+    at, there = None, task.to(torch.float64)
+    for point, effect in islice(refined.orders(j), 4):  # a turned path is read where it stands
+        at = point.theta + (torch.zeros_like(point.step) if point.turned else point.step)
+        torch.nn.utils.vector_to_parameters(at, there.model.parameters())
+        assert torch.allclose(effect, there.losses() - before, atol=1e-12)
+    assert point.turned and point.step.norm() > 0 and torch.isfinite(scores.values).all()
 
 
 def test_a_loss_that_is_not_convex_in_the_outputs_is_followed_without_rescaling():

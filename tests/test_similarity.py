@@ -179,7 +179,7 @@ def test_in_float32_to_its_rounding(net):
     assert found.scores().certificate["null directions"] == 1
 
 
-def test_one_forward_pass_in_batches_and_no_backward_pass():
+def test_forward_passes_in_batches_and_no_backward_pass():
     random = torch.Generator().manual_seed(0)
     x, y = torch.randn(1203, 3, generator=random), torch.randint(4, (1203,), generator=random)
     task = Task(models.mlp([3, 5, 4]), Split(x, y), Split(x[:7], y[:7]), l2=0.1)
@@ -191,7 +191,7 @@ def test_one_forward_pass_in_batches_and_no_backward_pass():
     fitted, _ = sum(rows), rows.clear()
     many = method.scores(task.train).values
     handle.remove()
-    assert fitted == 100 + 1203 and 1203 <= sum(rows) <= 1203 + 3 and not any(graphs)
+    assert fitted == 2 * 1203 and 1203 <= sum(rows) <= 1203 + 3 and not any(graphs)
     few = task.train.take([1150, 3])
     scores = method.scores(few)
     assert scores.test_ids.tolist() == [1150, 3] and close(scores.values, many[[1150, 3]], 1e-5)

@@ -183,7 +183,7 @@ def test_the_distances_of_many_points_are_never_held_together(task, tmp_path, mo
                     torch.arange(N_TRAIN))
     explorer, kept = Explorer(task, {"influence": scores}, places(task)), []
 
-    def distance(test_id):
+    def distance(test_id, layer, metric):
         row = np.ones(N_TRAIN, np.float32).view(Tracked)
         kept.append(weakref.ref(row))
         return row

@@ -148,10 +148,11 @@ class Refined:
     def followed(self, j: int, split: Split | None, effect: Tensor) -> tuple[Tensor, Tensor, Point]:
         """The effect [n_test] of removing j, its error bar, and the point of the path where it was read off, from the
         first-order effect on."""
-        passes, first = self.passes if j in self.followed_ else 0, None
+        passes, first, turned, error = self.passes if j in self.followed_ else 0, None, False, torch.zeros_like(effect)
         for point, new in self.orders(j, split):
-            effect, error = new, (new - effect).abs()
-            first = point.decrement if first is None else first
+            change = (new - effect).abs()
+            error = torch.maximum(change, error) if point.turned and not turned else change  # there it may read anew
+            effect, turned, first = new, point.turned, point.decrement if first is None else first
             if point.passes >= passes or point.decrement <= self.tol * first:
                 break
         return effect, error, point

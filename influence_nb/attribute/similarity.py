@@ -68,9 +68,9 @@ class LastLayer:
     What it misses is how the features would move. What a score is, its sign and its unit: see `removal`. All facts in
     the certificate are the last layer's.
 
-    Cost: fit, one forward pass over the training set, and of the layer, with p = c x (d + 1) parameters, the curvature
-    (n_train c^2 d^2) and its decomposition (p^3); scores, one forward pass over the test points and the product of
-    [n_test, p] with [p, n_train], whose second factor is never formed. No backward pass through the model.
+    Cost: fit, two forward passes over the training set, and of the layer, with p = c x (d + 1) parameters, the
+    curvature (n_train c^2 d^2) and its decomposition (p^3); scores, one forward pass over the test points and the
+    product of [n_test, p] with [p, n_train], whose second factor is never formed. No backward pass through the model.
 
     Args:
         damping: added to the curvature; None for a tenth of the last layer's mean eigenvalue.
@@ -108,11 +108,14 @@ class LastLayer:
 def last_linear(task: Task) -> str:
     """The name of the trained Linear layer whose outputs are the model's."""
     linears = {name: module for name, module in known(task.model).items() if type(module) is nn.Linear}
-    with as_found(task.model), torch.no_grad(), Hooks(linears) as calls:
-        outputs = task.model(task.train.x[:100])
-    for name, made in calls.items():
-        if len(made) == 1 and outputs.ndim == 2 and torch.equal(made[0][2], outputs):
-            return name
+    left = linears
+    for x in task.train.x.split(1000):
+        with as_found(task.model), torch.no_grad(), Hooks(left) as calls:
+            outputs = task.model(x)
+        left = {name: left[name] for name, made in calls.items()
+                if len(made) == 1 and outputs.ndim == 2 and torch.equal(made[0][2], outputs)}
+    if left:
+        return next(iter(left))
     raise ValueError("LastLayer expected a model whose outputs [b, c] are those of a trained Linear layer, and got one "
                      f"where they are not those of {', '.join(map(repr, linears)) or 'any, for it has none'}: leave "
                      "what follows that layer, such as a softmax or squeeze, to the loss, or take another method")

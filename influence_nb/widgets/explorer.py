@@ -194,9 +194,10 @@ class Explorer(w.VBox):
         state = self.state
         self.map.pinned_answer = {} if state.pinned is None else self.answers.top(state.method, state.pinned, state.k)
 
-    def distance(self, test_id) -> np.ndarray:
-        """Distances float32 [n_train] of the training examples to a test point, in the layer and metric shown."""
-        return np.asarray(self.atlas.distance(self.maps.shown[0], self.state.metric, test_id), dtype=np.float32)
+    def distance(self, test_id, layer=None, metric=None) -> np.ndarray:
+        """Distances float32 [n_train] to a test point, in the layer and metric shown, or those given."""
+        layer, metric = self.maps.shown[0] if layer is None else layer, metric or self.state.metric
+        return np.asarray(self.atlas.distance(layer, metric, test_id), dtype=np.float32)
 
     def _points(self):
         state, scatter = self.state, self.scatter

@@ -30,6 +30,7 @@ def write(explorer, path) -> Path:
     with explorer.lock:
         views = {name: traits(getattr(explorer, name)) for name in ("map", "scatter", "gallery")}
         views["map"]["centres"] = packed(explorer.centres(), "f4")  # of all classes, whatever the filter
+        layer, metric = explorer.maps.shown[0], explorer.state.metric  # which a reader may change meanwhile
     views["map"] |= {"preloaded": [True] * len(scores), "depth": DEPTH, "topk_ids": packed(near, "i4"),
                      "topk_scores": packed(values, "f4"), "busy": False, "lasso": False}
     for view in views.values():  # the page has no filters, and nothing is under the pointer
@@ -41,7 +42,7 @@ def write(explorer, path) -> Path:
                          **examples.pictures("train", examples.nearest(near, PICTURES))}
     data = {**views, "methods": list(scores), "y_labels": [f"{name} ({one.unit})" for name, one in scores.items()]}
     dense = 2 * len(ids) * len(explorer.task.train) * (1 + len(scores)) <= DENSE
-    rows = [told(explorer.distance(i), [one.row(i) for one in scores.values()], near[:, at], dense)
+    rows = [told(explorer.distance(i, layer, metric), [one.row(i) for one in scores.values()], near[:, at], dense)
             for at, i in enumerate(ids)]
     *parts, data["captions"] = map(list, zip(*rows, strict=True))
     if dense:

@@ -79,7 +79,7 @@ class Maps:
         except Exception as error:  # shown where the reader looks: this thread has nobody to raise to
             failure = error
         with self.lock:
-            if number != self.number:
+            if number != self.number or wish != self.wish():  # several traits are being set: the last will ask again
                 return
             if failure:
                 self.give_up()

@@ -95,8 +95,9 @@ def draw_ellipses(view, ax):
         at = ax.transData.transform((x, y)) + (0, 10)
         taken = any((np.abs(at - other) < (40, 12)).all() for other in named)
         named.append(at - (0, 20 * taken))  # below, where above is another name
-        ax.annotate(name, named[-1], xycoords="figure pixels", ha="center", va="center", fontsize=8, fontweight="bold",
-                    color=INK, path_effects=halo, parse_math=False, zorder=3)
+        lift = (-10 if taken else 10) * 72 / ax.figure.dpi
+        ax.annotate(name, (x, y), xytext=(0, lift), textcoords="offset points", ha="center", va="center", fontsize=8,
+                    fontweight="bold", color=INK, path_effects=halo, parse_math=False, zorder=3)
 
 
 def draw_scatter(explorer, ax):
