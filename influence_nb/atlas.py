@@ -82,8 +82,8 @@ class Atlas:
         """The distances [n_train] of one test point to the training examples, at a layer.
 
         Raises:
-            ValueError: there is no such layer, metric or test point; the metric is not [n_test, n_train], or needs
-                classes where there are none.
+            ValueError: there is no such layer, metric or test point; the metric is not [n_test, n_train], not finite,
+                or needs classes where there are none.
         """
         function = chosen(self.metrics, metric, "distance")
         x, train = self.task.test.x[known([test_id], len(self.task.test))], self.task.train
@@ -94,6 +94,9 @@ class Atlas:
             found = function(*given, train.y)
             if found.shape != (1, len(train)):
                 raise ValueError(f"{metric} must be [n_test, n_train] = {(1, len(train))}, got {tuple(found.shape)}")
+            if not torch.isfinite(found).all():
+                raise ValueError(f"{metric} must be finite, got NaN or infinity for {(~torch.isfinite(found)).sum()} "
+                                 f"of {len(train)} training examples: are the embeddings at {layer!r} finite?")
             return found[0].cpu().numpy()
 
         if getattr(function, "of_train", False):

@@ -66,7 +66,8 @@ def interval(metric: Callable, predicted, actual, seed: int = 0, repeats: int = 
 
     Half of the test points and half of the removals are drawn, over and over: the claim is about other test points and
     other training examples than these. A mean over a half drawn without repetition varies as much as one over a whole
-    that is drawn anew; and it repeats no removal, which would make ties and lower every correlation near 1. A test
+    that is drawn anew; and it repeats no removal, which would make ties and lower every correlation near 1. Since both
+    sides are drawn, noise of each pair by itself counts up to three times, and the interval is then too wide. A test
     point of which a half holds no two different values is left out of it.
 
     Args:
@@ -75,6 +76,9 @@ def interval(metric: Callable, predicted, actual, seed: int = 0, repeats: int = 
 
     Cost: `repeats` times the metric.
 
+    Returns:
+        Interval(value, low, high); of fewer than 4 removals, which have no halves, low and high are NaN.
+
     Source: half-samples, McCarthy (1969); both sides of a table drawn, Owen (2007).
 
     Raises:
@@ -82,6 +86,8 @@ def interval(metric: Callable, predicted, actual, seed: int = 0, repeats: int = 
     """
     x, y = map(np.atleast_2d, checked(predicted, actual, varying=0))
     value, random, means = float(metric(x, y).mean()), np.random.default_rng(seed), []
+    if x.shape[1] < 4:
+        return Interval(value, np.nan, np.nan)
     constant = ~varies(y)  # which a slope allows
     while len(means) < repeats:
         drawn = rows, _ = np.ix_(*(random.permutation(size)[:max(k, size // 2)] for k, size in zip((1, 2), x.shape)))

@@ -172,8 +172,9 @@ def predicted_actual(predicted, actual, unit: str = EFFECT, ax=None):
     too small. Several test points [n_test, m] are pooled; the intervals know which pairs are of one test point.
     """
     predicted, actual = (np.atleast_2d(np.asarray(v, dtype=float)) for v in (predicted, actual))
-    if predicted.shape != actual.shape or actual.size < 2:
-        raise ValueError(f"predicted and actual must be 2 or more pairs, got {predicted.shape} and {actual.shape}")
+    if predicted.shape != actual.shape or actual.shape[1] < 2:
+        raise ValueError(f"predicted and actual must be [m] or [n_test, m], m of 2 or more, got {predicted.shape} and "
+                         f"{actual.shape}")
     ax = axes(ax, 4.6, 4.4)
     ends = np.array([min(predicted.min(), actual.min()), max(predicted.max(), actual.max())])
     ends = ends + np.array([-0.05, 0.05]) * (ends[1] - ends[0])

@@ -85,3 +85,13 @@ class Maps:
 
     def distance_label(self, metric):
         return f"{metric} distance (units)"
+
+
+def mapped(task):
+    """Yield an explorer on `Maps`, with two methods; then close it."""
+    maps = Maps(task)
+    methods = {"influence": made(task), "likeness": made(task, "cosine, ranked only", seed=2)}
+    explorer = Explorer(task, methods, maps, k=4)
+    yield explorer
+    maps.go.set()
+    explorer.close()

@@ -126,6 +126,8 @@ def test_a_new_distance_and_a_new_projection_are_one_function_each():
     (lambda atlas: atlas.place("", "t-SNE", [0], 4), r"the perplexity of tsne must lie in 5\.\.100, got 4"),
     (lambda atlas: Atlas(atlas.task, distances={"norm": lambda a, b, y: b.norm(dim=1)}).distance("", "norm", 0),
      r"norm must be \[n_test, n_train\] = \(1, 37\), got \(37,\)"),
+    (lambda atlas: Atlas(atlas.task, distances={"ratio": lambda a, b, y: a @ b.T / (y != 3)}).distance("", "ratio", 0),
+     "ratio must be finite, got NaN or infinity for 4 of 37 training examples: are the embeddings at '' finite"),
 ])
 def test_atlas_refuses_what_it_does_not_have(ask, said):
     atlas = Atlas(image_task())

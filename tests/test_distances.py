@@ -264,6 +264,7 @@ def test_float32_other_whole_numbers_and_dead_units(name):
     (lambda x, y: (x, y.double()), r"class numbers 0, 1, 2, ..., got torch.float64 from 0 to 3: y.long\(\)"),
     (lambda x, y: (x, y - 1), "got torch.int64 from -1 to 2"),
     (lambda x, y: (x.index_fill(0, torch.tensor([4, 9]), torch.inf), y), "infinity in 2 of 43 rows, first in row 4"),
+    (lambda x, y: (x.int(), y), r"expected embeddings of floating type, got torch.int32: x.float\(\)\?"),
 ])
 def test_what_classes_cannot_be(name, wrong, said):
     test, train, y = problem()

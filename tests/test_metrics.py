@@ -137,3 +137,10 @@ def test_ceilings_of_noise_and_of_none():
     assert torch.equal(noise_ceiling(np.stack([x, -x])), torch.zeros(6).double())
     with pytest.raises(ValueError, match=r"s of 2 or more, got \(1, 6, 19\)"):
         noise_ceiling(x[None])
+
+
+def test_two_or_three_removals_have_no_interval():
+    x, y = pairs(5, 3)
+    found = interval(pearson, x, y)
+    assert found.value == pytest.approx(float(pearson(x, y).mean())) and np.isnan([found.low, found.high]).all()
+    assert np.isfinite(interval(pearson, *pairs(5, 4), repeats=20)).all()

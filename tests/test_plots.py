@@ -168,6 +168,7 @@ def test_loss_curves_of_several_runs_are_named():
     ax = plots.loss_curve({"first": [2.0, 0.5], "second": History(risk=[2.0, 0.5, 0.25])})
     assert [len(line.get_xdata()) for line in ax.lines] == [2, 3] and ax.get_xlim() == (1, 3)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["first", "second"]
+    assert len(plots.loss_curve({f"{i}": [1.0, 0.5] for i in range(12)}).lines) == 12
 
 
 def test_boxes_hold_the_quartiles_of_their_class():
@@ -182,12 +183,15 @@ def test_boxes_hold_the_quartiles_of_their_class():
         assert np.allclose((heights.min(), heights.max()), np.quantile(values[labels == group], [0.25, 0.75]))
     with pytest.raises(ValueError, match="got .90,. and .3,."):
         plots.box_by_class(values, [1, 2, 3])
+    with pytest.raises(ValueError, match="finite, got 1 that are not, of 3"):
+        plots.box_by_class([1.0, np.nan, 2.0], [1, 1, 2])
 
 
 def test_number_grid_writes_every_number_and_leaves_nan_empty():
     values = np.array([[0.5, -0.25, np.nan], [0.0, 1.0, -1.0]])
     ax = plots.number_grid(values, ["a", "b"], ["x", "y", "z"])
     assert texts(ax) == ["0.50", "\u22120.25", "0.00", "1.00", "\u22121.00"]
+    assert texts(plots.number_grid(values, np.array(["a", "b"]), np.array(list("xyz")))) == texts(ax)
     assert ax.images[0].get_clim() == (-1, 1) and [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
     with pytest.raises(ValueError, match="3 and 3 names"):
         plots.number_grid(values, ["a", "b", "c"], ["x", "y", "z"])

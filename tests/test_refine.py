@@ -79,6 +79,21 @@ def test_rough_passes_end_where_exact_ones_do(problem):
     assert seen[0] == torch.float32 and seen[-1] == torch.float64 and point.passes == len(seen)
 
 
+def test_exact_passes_go_on_with_what_rough_ones_learned(problem, monkeypatch):
+    task, begun, descend = problem[0], [], refine.descend
+
+    def watched(evaluate, start, inverse, known, noise=1e-15, pairs=None):
+        begun.append((known is None, len(pairs)))
+        for point in descend(evaluate, start, inverse, known, noise, pairs):
+            yield point._replace(turned=len(begun) == 1)                           # as if the rough part had turned
+
+    monkeypatch.setattr(refine, "descend", watched)
+    points = list(islice(Refined(progress=False, rough=1e-3).fit(task).path(3), 6))
+    (_, none), (anew, pairs) = begun
+    assert none == 0 < pairs and anew and all(point.turned for point in points)
+    assert [point.passes for point in points] == sorted({point.passes for point in points})
+
+
 def test_error_bars_hold_the_truth_of_most_pairs(problem):
     task, truth = problem
     refined = Refined(passes=1, progress=False).fit(task)
@@ -179,6 +194,7 @@ def test_a_refused_fit_leaves_a_method_that_has_seen_nothing(problem):
     (lambda: Refined(ids=[50], progress=False), r"0\.\.39, got 50"),
     (lambda: Refined(passes=-1), "passes must be 0 or more"),
     (lambda: Refined(tol=0.0), "tol must be above 0"),
+    (lambda: Refined(rough=-0.1), "rough must be 0 or more"),
 ])
 def test_bad_calls_are_refused(problem, make, words):
     with pytest.raises(ValueError, match=words):

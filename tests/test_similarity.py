@@ -225,16 +225,32 @@ ENDS = {"softmax": lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, 4), nn.LogSo
         "own type": lambda: nn.Sequential(nn.Flatten(), Squeezed(9, 4)),
         "convolution": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()),
         "frozen": lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, 5), nn.Linear(5, 4).requires_grad_(False)),
-        "twice": lambda: nn.Sequential(nn.Flatten(), layer := nn.Linear(9, 9), layer)}
+        "twice": lambda: nn.Sequential(nn.Flatten(), layer := nn.Linear(9, 9), layer),
+        "tied": lambda: tied(nn.Sequential(nn.Flatten(), nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 9)))}
+
+
+def tied(model):
+    model[3].weight = model[1].weight
+    return model
 
 
 @pytest.mark.parametrize("end, named", [("softmax", "those of '1'"), ("own type", "any, for it has none"),
                                         ("convolution", "any, for it has none"), ("frozen", "those of '1'"),
-                                        ("twice", "those of '1'")])
+                                        ("twice", "those of '1'"), ("tied", "those of '1', '3'")])
 def test_a_model_that_ends_otherwise_is_refused(end, named):
     task = digits_task(n=21, model=ENDS[end](), trained=False)
     with pytest.raises(ValueError, match=f"LastLayer expected a model whose outputs .* {named}"):
         LastLayer().fit(task)
+
+
+def test_what_follows_the_layer_is_noticed_wherever_it_shows():
+    x = torch.randn(1200, 3, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    x[1100:] *= 100
+    model = nn.Sequential(nn.Linear(3, 4), nn.Hardtanh(-5.0, 5.0))
+    task = Task(model, Split(x, torch.arange(1200) % 4), Split(x[:7], torch.arange(7) % 4), l2=0.1)
+    with pytest.raises(ValueError, match="those of '0'"):
+        LastLayer().fit(task)
+    assert LastLayer().fit(replace(task, train=task.train.take(slice(1100)))).layer_ == "0"
 
 
 def test_a_damping_that_makes_no_sense_and_a_layer_that_is_too_large_are_refused(net, monkeypatch):

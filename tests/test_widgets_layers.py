@@ -23,12 +23,7 @@ def task():
 
 @pytest.fixture
 def explorer(task):
-    maps = Maps(task)
-    methods = {"influence": made(task), "likeness": made(task, "cosine, ranked only", seed=2)}
-    explorer = Explorer(task, methods, maps, k=4)
-    yield explorer
-    maps.go.set()
-    explorer.close()
+    yield from explorers.mapped(task)
 
 
 # correlation

@@ -25,12 +25,7 @@ def task():
 
 @pytest.fixture
 def explorer(task):
-    maps = Maps(task)
-    methods = {"influence": made(task), "likeness": made(task, "cosine, ranked only", seed=2)}
-    explorer = Explorer(task, methods, maps, k=4)
-    yield explorer
-    maps.go.set()
-    explorer.close()
+    yield from explorers.mapped(task)
 
 
 # steps round a map that is given up
@@ -197,3 +192,41 @@ def test_the_distances_of_many_points_are_never_held_together(task, tmp_path, mo
                         lambda *row: (alive.append(sum(ref() is not None for ref in kept)), told(*row))[1])
     explorer.export_html(tmp_path / "page.html")
     assert len(alive) == len(task.test) and max(alive) == 1
+
+
+def test_a_map_that_lands_while_several_traits_are_set_is_not_the_one_to_go_back_to(explorer):
+    state, maps = explorer.state, explorer.maps
+    state.layer = "second"
+    with state.hold_trait_notifications():  # as `load` and `undo` do: the handlers have not been told yet
+        state.layer, state.projection = "first", "near"
+        explorer.atlas.go.set()
+        finished(explorer)
+        assert maps.shown == ("first", "PCA", None)
+    finished(explorer)
+    assert maps.shown == maps.wish() == ("first", "near", 15) and not explorer.map.busy
+    assert maps.kept == {"layer": "first", "projection": "near", "near": {}}
+
+
+def test_a_distance_that_fails_does_not_take_the_map_with_it(explorer, monkeypatch):
+    explorer.select(5)
+
+    def fails(layer, metric, test_id):
+        raise RuntimeError("no such ruler")
+
+    monkeypatch.setattr(explorer.atlas, "distance", fails)
+    explorer.atlas.go.set()
+    explorer.state.layer = "second"
+    finished(explorer)
+    assert explorer.maps.shown == ("second", "PCA", None) and not explorer.map.busy
+    assert "no such ruler" in explorer.scatter.note and explorer.scatter.train_xy == b""
+
+
+def test_a_page_is_of_the_layer_and_distance_with_which_it_was_begun(explorer, tmp_path, monkeypatch):
+    def while_told(*row):
+        explorer.state.metric = "euclidean"
+        return told(*row)
+
+    explorer.select(5)
+    first = explorer.export_html(tmp_path / "first.html").read_text()
+    monkeypatch.setattr("influence_nb.widgets.export.told", while_told)
+    assert explorer.export_html(tmp_path / "second.html").read_text() == first and explorer.state.metric == "euclidean"

@@ -12,6 +12,7 @@ training example. L_j is the loss's Hessian in the outputs. A cosine of features
 """
 
 import copy
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
@@ -76,7 +77,8 @@ class LastLayer:
         damping: added to the curvature; None for a tenth of the last layer's mean eigenvalue.
 
     Raises:
-        ValueError: (fit) the model's outputs are not those of a trained Linear layer, or it has over 6,000 parameters
+        ValueError: (fit) the model's outputs are not those of a trained Linear layer with a weight of its own, or it
+            has over 6,000 parameters
             (its Kronecker form is EKFAC's, with the other layers frozen).
 
     Source: Koh & Liang (2017), eq. 2; the factors of logistic regression, their section 2.3.
@@ -108,7 +110,8 @@ class LastLayer:
 def last_linear(task: Task) -> str:
     """The name of the trained Linear layer whose outputs are the model's."""
     linears = {name: module for name, module in known(task.model).items() if type(module) is nn.Linear}
-    left = linears
+    owners = Counter(id(parameter) for _, parameter in task.model.named_parameters(remove_duplicate=False))
+    left = {name: module for name, module in linears.items() if owners[id(module.weight)] == 1}
     for x in task.train.x.split(1000):
         with as_found(task.model), torch.no_grad(), Hooks(left) as calls:
             outputs = task.model(x)
@@ -118,7 +121,8 @@ def last_linear(task: Task) -> str:
         return next(iter(left))
     raise ValueError("LastLayer expected a model whose outputs [b, c] are those of a trained Linear layer, and got one "
                      f"where they are not those of {', '.join(map(repr, linears)) or 'any, for it has none'}: leave "
-                     "what follows that layer, such as a softmax or squeeze, to the loss, or take another method")
+                     "what follows that layer, such as a softmax or squeeze, to the loss, tie its weight to no other "
+                     "layer, or take another method")
 
 
 def featured(task: Task, layer: str, split: Split) -> Split:

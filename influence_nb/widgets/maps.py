@@ -1,6 +1,7 @@
 """The map shown and the map asked for: computed in one thread of its own, where the latest wish counts."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from influence_nb.widgets.fixedmap import FixedMap, placed
 
@@ -72,12 +73,15 @@ class Maps:
         if number != self.number:
             return
         places = failure = None
+        with self.lock:
+            metric, test_id = self.state.metric, self.state.test_id
         try:
             places = self.places(wish)
-            if self.state.test_id is not None:
-                self.atlas.distance(wish[0], self.state.metric, self.state.test_id)  # embeds, so that a click need not
         except Exception as error:  # shown where the reader looks: this thread has nobody to raise to
             failure = error
+        if test_id is not None:
+            with suppress(Exception):  # embeds, so that a click need not; what fails is said by the scatter
+                self.atlas.distance(wish[0], metric, test_id)
         with self.lock:
             if number != self.number or wish != self.wish():  # several traits are being set: the last will ask again
                 return
