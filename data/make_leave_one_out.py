@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from influence_nb import Hessian, Influence, Refined, Task, converge, data, models
+from influence_nb.attribute.refine import trusted
 from influence_nb.metrics import pearson
 from influence_nb.parameters import theta
 
@@ -83,25 +84,26 @@ def method() -> Refined:
 def follow(j: int) -> str:
     """Follow one removal to its end, and write what each pass told."""
     start, told, first, stopped, before = time.monotonic(), [], None, None, None
-    bar, turned = torch.zeros(TESTS, dtype=torch.float64), False
+    bar, ahead = torch.zeros(TESTS, dtype=torch.float64), True
     for point, effect in method().orders(j):
-        first = first or point.decrement
-        change = (effect - (effect if before is None else before)).abs()
-        bar, turned = torch.maximum(change, bar) if point.turned and not turned else change, point.turned
+        first, was, change = first or point, ahead, (effect - (effect if before is None else before)).abs()
+        ahead = trusted(point, first)
+        bar = torch.maximum(change, bar) if was and not ahead else change
         told += [before] * (sum(mark < point.passes for mark in MARKS) - len(told))
-        if stopped is None and point.decrement <= STOP * first:
+        if stopped is None and point.decrement <= STOP * first.decrement:
             stopped = {"stopped": point.passes, "refined": effect.numpy(), "bar": bar.numpy()}
         before = effect
-        if point.decrement <= TOL * first or point.passes >= MOST:
+        if point.decrement <= TOL * first.decrement or point.passes >= MOST:
             break
     told += [effect] * (len(MARKS) - len(told))
     slope = float(point.slope.norm())
     if stopped is None:
         stopped = {"stopped": point.passes, "refined": effect.numpy(), "bar": np.full(len(effect), np.inf)}
     write(f"removal-{j}.npz", orders=torch.stack(told).numpy(), effect=effect.numpy(), passes=point.passes,
-          first_decrement=first, decrement=point.decrement, turned=point.turned, gradient_norm=slope,
-          moved=float((point.theta - theta(problem()[0])).norm()), **stopped)
-    return f"{j:5}  {point.passes:3} passes  {point.decrement / first:.1e} left  {time.monotonic() - start:5.1f} s"
+          first_decrement=first.decrement, decrement=point.decrement, turned=point.turned,
+          gradient_norm=slope, moved=float((point.theta - theta(problem()[0])).norm()), **stopped)
+    left = point.decrement / first.decrement
+    return f"{j:5}  {point.passes:3} passes  {left:.1e} left  {time.monotonic() - start:5.1f} s"
 
 
 @cache

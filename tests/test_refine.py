@@ -148,11 +148,30 @@ def test_leverage_is_taken_out_exactly_until_nothing_would_be_left():
     assert torch.allclose(without(100 * F, Eigen.of(H), 0.1)(R), torch.linalg.solve(H + 0.1 * torch.eye(6), R))
 
 
-def test_a_path_that_turns_is_flagged():
-    x = torch.randn(12, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+def few(seed):
+    """A minimum with 69 parameters for 10 examples: removals lead far."""
+    x = torch.randn(12, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     y = torch.randint(3, (12,), generator=torch.Generator().manual_seed(4))
     task = Task(models.mlp([6, 6, 3], seed=2).double(), Split(x[:10], y[:10]), Split(x[10:], y[10:]), l2=1e-3)
-    converge(task, max_steps=3000)                                                 # 69 parameters, 10 examples
+    converge(task, max_steps=3000)
+    return task
+
+
+def test_a_leap_is_not_read_before_it_is_taken():
+    task = few(seed=5)
+    refined, there = Refined(passes=1, tol=1e-9, progress=False).fit(task), task.to(torch.float64)
+    (first, free), *later = islice(refined.orders(2), 3)
+    for point, effect in later:
+        assert point.step.norm() > 3 * first.step.norm() and not point.turned
+        torch.nn.utils.vector_to_parameters(point.theta, there.model.parameters())
+        assert torch.allclose(effect, there.losses() - task.losses(), atol=1e-12)
+    again = refined.scores()
+    assert torch.allclose(again.values[:, 2], free, atol=1e-12), "the first step, read once more where it led"
+    assert refined.errors_[:, 2].min() > 1e-4, "and no surer for it"
+
+
+def test_a_path_that_turns_is_flagged():
+    task = few(seed=3)
     refined = Refined(passes=6, progress=False).fit(task)
     scores = refined.scores()
     assert refined.turned_.any() and (refined.errors_[:, refined.turned_] > 0).all()

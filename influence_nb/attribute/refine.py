@@ -126,12 +126,13 @@ class Refined:
                                  turned=so_far.turned or point.turned)
 
     def orders(self, j: int, split: Split | None = None) -> Iterator[tuple[Point, Tensor]]:
-        """Every point of the path of j, and the effect [n_test] of its removal as the step from there would have it; on
-        a path that has turned, where steps lead astray, as the point itself has it."""
+        """Every point of the path of j, and the effect [n_test] of its removal as the step from there would have it,
+        or, where that step is not `trusted`, as the point itself has it."""
         task, split = asked(self, split)
-        before = reading(task, split, theta(task))
+        before, first = reading(task, split, theta(task)), None
         for point in self.path(j):
-            yield point, reading(task, split, point.theta + (0 if point.turned else 1) * point.step) - before
+            first = first or point
+            yield point, reading(task, split, point.theta + trusted(point, first) * point.step) - before
 
     def scores(self, split: Split | None = None) -> Scores:
         """Scores [n_test, n_train] of the task's test points, or of `split`."""
@@ -148,12 +149,13 @@ class Refined:
     def followed(self, j: int, split: Split | None, effect: Tensor) -> tuple[Tensor, Tensor, Point]:
         """The effect [n_test] of removing j, its error bar, and the point of the path where it was read off, from the
         first-order effect on."""
-        passes, first, turned, error = self.passes if j in self.followed_ else 0, None, False, torch.zeros_like(effect)
+        passes, first, ahead, error = self.passes if j in self.followed_ else 0, None, True, torch.zeros_like(effect)
         for point, new in self.orders(j, split):
-            change = (new - effect).abs()
-            error = torch.maximum(change, error) if point.turned and not turned else change  # there it may read anew
-            effect, turned, first = new, point.turned, point.decrement if first is None else first
-            if point.passes >= passes or point.decrement <= self.tol * first:
+            first, was, change = first or point, ahead, (new - effect).abs()
+            ahead = trusted(point, first)
+            error = torch.maximum(change, error) if was and not ahead else change  # the same place is read once more
+            effect = new
+            if point.passes >= passes or point.decrement <= self.tol * first.decrement:
                 break
         return effect, error, point
 
@@ -161,6 +163,11 @@ class Refined:
         """The rise [n_train] of each training example's own loss on its removal."""
         train, none = asked(self, None)[0].train, torch.zeros(1).to(self.slope_)
         return torch.cat([self.followed(j, train.take([j]), none)[0] for j in range(len(train))])
+
+
+def trusted(point: Point, first: Point) -> bool:
+    """Whether the step from a point of a path may be read before it is taken: none was cut, and it does not leap."""
+    return not point.turned and bool(point.step.norm() <= LEAP * first.step.norm())
 
 
 def without(factors: Tensor, solver: Eigen, damping: float) -> Callable:
@@ -177,5 +184,6 @@ def without(factors: Tensor, solver: Eigen, damping: float) -> Callable:
 
 ROUNDING = 1e-7 # relative, of a risk in float32
 FLOOR = 1e-9    # fall of a risk, relative, below which slopes in float32 lead nowhere
+LEAP = 3        # times the first step: longer ones mostly lead further from the end than the point itself is
 CAUTION = 0.03  # damping of the metric, as a share of |grad R_j|: steps along flat directions would be far too long
 LEAST = 1e-2    # curvature that must be left of an example's own directions, as a share, for the rescaled step
