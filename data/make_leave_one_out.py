@@ -15,7 +15,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -124,13 +123,23 @@ def nudge(j: int, share: float = 0.01, name: str = "nudge") -> str:
 
 
 def check(j: int) -> str:
-    """Retrain without training image j by itself: the plain metric, no leverage, to a vanishing gradient."""
+    """Retrain without training image j by itself: the plain metric, no leverage, to a vanishing gradient. Then put it
+    back, and see whether the network returns to where it was."""
     task, w = problem()[0].to(torch.float64), torch.ones(len(problem()[0].train)).double()
     w[j] = 0
-    found = converge(task, w, tol=1e-9, base=method().solver_)
-    write(f"check-{j}.npz", effect=(task.losses() - problem()[0].losses()).numpy(),
-          gradient_norm=found.gradient_norm, passes=found.passes)
-    return f"{j:5}  check  {found.passes:3} passes  |gradient| {found.gradient_norm:.1e}"
+    found = converge(task, w, tol=1e-8, max_steps=5000, base=method().solver_)
+    effect = task.losses() - problem()[0].losses()
+    back = converge(task, tol=1e-8, max_steps=5000, base=method().solver_)
+    write(f"check-{j}.npz", effect=effect.numpy(), back_moved=float((theta(task) - theta(problem()[0])).norm()),
+          back_risk=back.risk - method().risk_)
+    return f"{j:5}  check  {found.passes:3} passes, and {back.passes:3} back"
+
+
+def finish(pool, log, what: str, function, ids: list) -> None:
+    """Do what is not done yet of one kind of work."""
+    left = [j for j in ids if not (FOLDER / f"{what}-{j}.npz").exists()]
+    for line in pool.map(function, left):
+        print(line, file=log)
 
 
 def collected(jobs: dict, first: torch.Tensor, sets: dict) -> dict:
@@ -147,6 +156,7 @@ def collected(jobs: dict, first: torch.Tensor, sets: dict) -> dict:
     return {"ids": ids, "nudges": jobs["nudge"], "checks": jobs["check"], **sets, "marks": MARKS,
             "first": first[:, ids], "agreement": agreement, "orders": columns.pop("orders")[:, :2], **columns,
             **{name: torch.stack([f["effect"] for f in some], 1) for name, some in several.items()},
+            **{name: [f[name].item() for f in checked] for name in ("back_moved", "back_risk")},
             "smallest_eigenvalues": read("first.npz")["eigenvalues"][:3],
             **{name: [f[name].item() for f in found] for name in PLAIN}}
 
@@ -164,15 +174,16 @@ if __name__ == "__main__":
     top = [first[i].abs().topk(TOP).indices.tolist() for i in (0, 1)]
     some = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(1))[:RANDOM].tolist()
     ids = list(dict.fromkeys([*(j for pair in zip(*top, strict=True) for j in pair), *some]))
-    jobs = {"nudge": ids[:NUDGES], "removal": ids, "raise": ids[:NUDGES],
-            "check": ids[NUDGES::len(ids) // CHECKS][:CHECKS]}
-    do = {"nudge": nudge, "removal": follow, "raise": partial(nudge, share=-0.01, name="raise"), "check": check}
+    jobs = {"nudge": ids[:NUDGES], "removal": ids, "raise": ids[:NUDGES]}
     with ProcessPoolExecutor(int(sys.argv[2])) as pool, open(FOLDER / "log", "a", buffering=1) as log:
-        left = {what: [j for j in some if not (FOLDER / f"{what}-{j}.npz").exists()] for what, some in jobs.items()}
-        for line in chain(*(pool.map(do[what], left[what]) for what in jobs)):
-            print(line, file=log)
+        finish(pool, log, "nudge", nudge, jobs["nudge"])
+        finish(pool, log, "removal", follow, ids)
+        finish(pool, log, "raise", partial(nudge, share=-0.01, name="raise"), jobs["raise"])
+        ended = [j for j in ids if read(f"removal-{j}.npz")["passes"] < MOST]
+        jobs["check"] = ended[::len(ended) // CHECKS][:CHECKS]
+        finish(pool, log, "check", check, jobs["check"])
     arrays = collected(jobs, first, {"top_six": top[0], "top_right": top[1], "random": some})
-    exact = "nudged", "raised", "checked", "smallest_eigenvalues"
+    exact = "nudged", "raised", "checked", "smallest_eigenvalues", "back_risk"
     arrays = {name: np.asarray(values) for name, values in arrays.items()}
     np.savez_compressed(HERE / "leave_one_out_all_cnn.npz", test_ids=shown, **{
         name: v.astype(np.float32) if v.dtype == np.float64 and name not in exact else v for name, v in arrays.items()})

@@ -7,8 +7,8 @@ The public names, by floor (each floor imports only from those above it in this 
                  embed, project, pca, tsne, umap, Atlas, DISTANCES, cosine, euclidean, pixel, centroid, own_centroid,
                  mahalanobis, centroid_relationship, centroid_relationship_distance, centroids, neighbours
 2  attribution   Influence, Refined, CG, LiSSA, Arnoldi, Nystroem, EKFAC, KFAC, Unrolled, TRAK, DataInf,
-                 GradDot, GradCos, TracIn, LastLayer, Cosine; relative_influence, theta_change, loss_change,
-                 group_influence, input_influence
+                 GradDot, GradCos, TracIn, LastLayer, Cosine, Representer, RepresenterLJE; relative_influence,
+                 theta_change, loss_change, group_influence, input_influence
 3  truth         removal_effects, leave_one_out, leave_group_out, expected_effects, subsets, audit,
                  pearson, spearman, slope, interval, lds, noise_ceiling, check_method
 4  to look at    plots, widgets
@@ -31,6 +31,8 @@ from .attribute import (
     LiSSA,
     Nystroem,
     Refined,
+    Representer,
+    RepresenterLJE,
     TracIn,
     Unrolled,
 )
@@ -65,7 +67,7 @@ __all__ = ["Split", "Task", "Scores", "cross_entropy", "squared_error",
            "own_centroid", "mahalanobis", "centroid_relationship", "centroid_relationship_distance", "centroids",
            "neighbours",
            "Influence", "Refined", "CG", "LiSSA", "Arnoldi", "Nystroem", "EKFAC", "KFAC", "Unrolled", "TRAK", "DataInf",
-           "LastLayer", "GradDot", "GradCos", "TracIn", "Cosine",
+           "LastLayer", "GradDot", "GradCos", "TracIn", "Cosine", "Representer", "RepresenterLJE",
            "relative_influence", "theta_change", "loss_change", "group_influence", "input_influence",
            "removal_effects", "leave_one_out", "leave_group_out", "expected_effects", "subsets", "audit",
            "pearson", "spearman", "slope", "interval", "lds", "noise_ceiling", "check_method", "plots", "widgets"]

@@ -184,6 +184,7 @@ def predicted_actual(predicted, actual, unit: str = EFFECT, ax=None):
     ax.text(0.04, 0.96, "Pearson {:.4f} [{:.4f}, {:.4f}]\nslope {:.3f} [{:.3f}, {:.3f}]".format(*said[0], *said[1]),
             transform=ax.transAxes, va="top", color=INK, fontsize=9)
     ax.legend(loc="lower right", frameon=False)
+    ax.locator_params(nbins=5)
     ax.set(xlim=ends, ylim=ends, aspect="equal", xlabel=f"predicted ({unit})", ylabel=f"actual ({unit})")
     return ax
 

@@ -26,9 +26,9 @@ from influence_nb import (
     slope,
     squared_error,
 )
-from influence_nb.attribute import similarity
-from influence_nb.attribute.similarity import alone, curvature
+from influence_nb import head as last_layer
 from influence_nb.checks import snapshot, untouched
+from influence_nb.head import alone, curvature
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_the_closed_form_is_residual_times_similarity_times_residual(net):
 
 
 def test_its_curvature_is_the_ggn_of_the_layer_whatever_the_batches(net):
-    head = alone(net, "linear2")
+    head = alone(net, "linear2", LastLayer())
     H = GGN(head).dense()
     for most in (1, 4 * 4 * 6 * 7, 2**24):
         assert close(curvature(head, most), H, 1e-12)
@@ -260,6 +260,6 @@ def test_a_damping_that_makes_no_sense_and_a_layer_that_is_too_large_are_refused
         LastLayer(GGN).fit(net)
     with pytest.raises(ValueError, match="singular in .* set damping"):
         LastLayer().fit(replace(net, train=net.train.take([1, 2]), l2=0.0)).scores()
-    monkeypatch.setattr(similarity, "MOST", 23)
+    monkeypatch.setattr(last_layer, "MOST", 23)
     with pytest.raises(ValueError, match="of 23 parameters at most, got 24 in 'linear2': freeze all other layers"):
         LastLayer().fit(net)

@@ -16,13 +16,16 @@ from influence_nb import (
     Task,
     audit,
     converge,
+    data,
     expected_effects,
     fit,
     fit_many,
     leave_group_out,
     leave_one_out,
     models,
+    pearson,
     removal_effects,
+    slope,
     subsets,
 )
 from influence_nb.checks import snapshot, untouched
@@ -217,3 +220,20 @@ def test_dask_gives_the_same_numbers():
     with Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as client:
         there = leave_one_out(task, ids, executor=client.get_executor(), progress=False)
     assert torch.equal(there, leave_one_out(task, ids, progress=False))
+
+
+def test_the_stored_removals_of_the_all_cnn_agree_with_the_derivative_and_with_another_way_of_retraining():
+    kept = {name: array.double() for name, array in data.stored("leave_one_out_all_cnn").items()}
+    place = {j: k for k, j in enumerate(kept["ids"].tolist())}
+    nudges, checks = ([place[j] for j in kept[name].tolist()] for name in ("nudges", "checks"))
+    assert kept["effect"].shape == (100, len(place)) == (100, 1144) and kept["test_ids"][0] == 6558
+    claimed, tilt = kept["first"][:, nudges], 50 * (kept["nudged"] - kept["raised"])  # 1 % less, and 1 % more
+    assert pearson(claimed, tilt).min() > 0.99999 and (slope(claimed, tilt) - 1).abs().max() < 5e-4
+    whole = kept["effect"][:, nudges]
+    assert pearson(claimed, whole).median() < 0.9, "a whole image is no small step"
+    checked, effect = kept["checked"], kept["effect"][:, checks]
+    assert ((checked - effect).norm(dim=0) < 2e-3 * checked.norm(dim=0)).all()
+    for name in ("top_six", "top_right", "random"):
+        own = [place[j] for j in kept[name].tolist()]
+        assert len(own) == 500 and pearson(kept["refined"][:, own], kept["effect"][:, own]).median() > 0.999
+        assert pearson(kept["first"][:, own], kept["effect"][:, own]).median() < 0.75

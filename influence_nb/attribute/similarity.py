@@ -11,22 +11,16 @@ residual of the test point x similarity of the features in the metric of the inv
 training example. L_j is the loss's Hessian in the outputs. A cosine of features has neither residual, nor the metric.
 """
 
-import copy
-from collections import Counter
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..curvature import Hessian, output_hessians
 from ..embedding import embed
-from ..layers import Hooks, known
-from ..parameters import parameters, penalty, theta
-from ..removal import begin, removal_scores, self_influence
+from ..head import begin_head, featured
+from ..removal import removal_scores, self_influence
 from ..scores import Scores
-from ..solve import Eigen
-from ..task import Split, Task, as_found, asked
+from ..task import Split, Task, asked
 
 
 @dataclass
@@ -59,9 +53,6 @@ class Cosine:
                       unit="cosine similarity (ranked only)")
 
 
-MOST = 6_000  # parameters of a last layer: its curvature then takes 288 MB, and its decomposition minutes
-
-
 @dataclass
 class LastLayer:
     """Influence through the last layer alone, the layers before it held fixed: exact for a model that is linear in it.
@@ -88,11 +79,7 @@ class LastLayer:
 
     def fit(self, task: Task) -> "LastLayer":
         """Make the last layer a task of its own, on its features, and decompose its curvature."""
-        self.task_, self.fingerprint_, self.layer_ = task, task.fingerprint(), last_linear(task)
-        self.head_ = head = replace(self)
-        begin(head, alone(task, self.layer_), Hessian)
-        H = curvature(head.task_)
-        head.curvature_, head.solver_ = H.to(theta(head.task_)), Eigen.of(H)
+        begin_head(self, task)
         return self
 
     def scores(self, split: Split | None = None) -> Scores:
@@ -105,62 +92,3 @@ class LastLayer:
         """The rise [n_train] of each training example's own loss on its removal."""
         asked(self, None)
         return self_influence(self.head_)
-
-
-def last_linear(task: Task) -> str:
-    """The name of the trained Linear layer whose outputs are the model's."""
-    linears = {name: module for name, module in known(task.model).items() if type(module) is nn.Linear}
-    owners = Counter(id(parameter) for _, parameter in task.model.named_parameters(remove_duplicate=False))
-    left = {name: module for name, module in linears.items() if owners[id(module.weight)] == 1}
-    for x in task.train.x.split(1000):
-        with as_found(task.model), torch.no_grad(), Hooks(left) as calls:
-            outputs = task.model(x)
-        left = {name: left[name] for name, made in calls.items()
-                if len(made) == 1 and outputs.ndim == 2 and torch.equal(made[0][2], outputs)}
-    if left:
-        return next(iter(left))
-    raise ValueError("LastLayer expected a model whose outputs [b, c] are those of a trained Linear layer, and got one "
-                     f"where they are not those of {', '.join(map(repr, linears)) or 'any, for it has none'}: leave "
-                     "what follows that layer, such as a softmax or squeeze, to the loss, tie its weight to no other "
-                     "layer, or take another method")
-
-
-def featured(task: Task, layer: str, split: Split) -> Split:
-    """The same examples with the inputs of a layer, [n, d], as their x."""
-    found = []
-    for x in split.x.split(1000):
-        with as_found(task.model), torch.no_grad(), Hooks({layer: task.model.get_submodule(layer)}) as calls:
-            task.model(x)
-        found.append(calls[layer][0][0])
-    return replace(split, x=torch.cat(found))
-
-
-def alone(task: Task, layer: str) -> Task:
-    """The task of one Linear layer on its features: the same losses, and of the parameters only its own."""
-    linear = copy.deepcopy(task.model.get_submodule(layer))
-    if (p := sum(parameter.numel() for parameter in linear.parameters())) > MOST:
-        raise ValueError(f"LastLayer decomposes a dense curvature, of {MOST:,} parameters at most, got {p:,} in "
-                         f"{layer!r}: freeze all other layers with requires_grad_(False), then EKFAC() or CG()")
-    seen = featured(task, layer, task.train)
-    return replace(task, model=linear, train=seen, test=seen,
-                   regularised=lambda own: task.regularised(f"{layer}.{own}".lstrip(".")))
-
-
-def curvature(head: Task, most: int = 2**22) -> Tensor:
-    """H [p, p] of a Linear layer's task in float64, exact for every loss.
-
-    Args:
-        most: numbers of memory for a batch.
-    """
-    phi = F.pad(head.train.x, (0, 1), value=1.0).double()                                   # [n, d + 1]
-    outputs, (n, d), c = head.outputs(head.train), phi.shape, len(head.model.weight)
-    H, step = phi.new_zeros(c, d, c, d), max(1, most // (c * d))
-    for a, o, y in zip(phi.split(step), outputs.split(step), head.train.y.split(step)):
-        L = output_hessians(head, o, y).to(a)                                               # [b, c, c]
-        for k in range(c):  # the blocks from the diagonal on
-            H[k, :, k:] += (a.T @ (L[:, k, k:, None] * a[:, None]).flatten(1)).view(d, c - k, d) / n
-    places = torch.arange(c * d).view(c, d)
-    order = {"weight": places[:, :-1].flatten(), "bias": places[:, -1]}
-    order = torch.cat([order[name] for name in parameters(head)])                           # as theta has them
-    H = H.view(c * d, c * d)
-    return (H.triu() + H.triu(1).T)[order][:, order] + torch.diag(penalty(head).double())
