@@ -125,6 +125,8 @@ def test_effects_have_the_unit_of_the_loss(method, task, c):
 @check
 @given(methods, tasks)
 def test_float32_is_float64_to_one_part_in_a_thousand(method, task):
-    """The damped curvature has a condition below 1e3 here, and float32 seven digits."""
+    """The damped curvature has a condition below 1e3 here, and float32 seven digits; a sketch of exactly the rank of
+    the data, 30 in softmax regression, is ill-conditioned."""
     method = replace(method, tol=1e-5) if hasattr(method, "tol") else method
+    method = replace(method, rank=36) if isinstance(method, Nystroem) else method
     assert near(scores(method, task.to(torch.float32)), scores(method, task), 1e-3)

@@ -303,3 +303,15 @@ def test_further_refusals(net, monkeypatch):
     with pytest.raises(ValueError, match="for 39 training examples at most, got 40"):
         Representer(kernel=rbf).fit(net)
     assert Representer().fit(net).scores().certificate["passes"] < 100
+
+
+def test_the_certificate_holds_the_sums_against_the_network_and_claims_nothing_where_nothing_varies():
+    untrained = digits_task(40, 7, 2e-2, model=models.mlp([9, 5, 4]), trained=False)
+    for method in (RepresenterLJE(damping=0.1), Representer(importance=residuals)):
+        certificate = method.fit(untrained).scores().certificate
+        assert max(certificate["reconstruction error"]) > 0.1 and certificate["same prediction"] < 1
+        assert certificate["Pearson with the model's outputs"] < 0.9
+    task = line()
+    method = Representer().fit(task)
+    assert "same prediction" not in method.scores().certificate
+    assert "Pearson with the model's outputs" not in method.scores(task.test.take([0])).certificate

@@ -233,6 +233,8 @@ def test_the_stored_removals_of_the_all_cnn_agree_with_the_derivative_and_with_a
     assert pearson(claimed, whole).median() < 0.9, "a whole image is no small step"
     checked, effect = kept["checked"], kept["effect"][:, checks]
     assert ((checked - effect).norm(dim=0) < 2e-3 * checked.norm(dim=0)).all()
+    stayed = kept["back_moved"] > 1e-3
+    assert kept["checks"][stayed].tolist() == [1059] and (kept["back_risk"][~stayed].abs() < 1e-15).all()
     for name in ("top_six", "top_right", "random"):
         own = [place[j] for j in kept[name].tolist()]
         assert len(own) == 500 and pearson(kept["refined"][:, own], kept["effect"][:, own]).median() > 0.999

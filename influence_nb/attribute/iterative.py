@@ -141,8 +141,8 @@ class Arnoldi:
 class Nystroem:
     """Influence with a randomised low-rank sketch of the curvature that the data make, and the regulariser kept exact.
 
-    Exact where `rank` reaches that of the data's curvature: p, or n_train (c - 1) where that is less. As a
-    preconditioner: `CG(precondition=Nystroem())`.
+    Exact where `rank` reaches that of the data's curvature: p, or n_train (c - 1) where that is less; in float32 take
+    a few more, for a random square matrix is nearly singular. As a preconditioner: `CG(precondition=Nystroem())`.
 
     Cost: fit, one product with `rank` columns and rank x p numbers of memory; scores, p x rank multiplications a point.
 

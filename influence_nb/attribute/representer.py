@@ -228,12 +228,15 @@ def machine(task: Task, kernel: Callable, phi: Tensor, targets: Tensor, c: int, 
 
 
 def fidelity(sums: Tensor, whole: Tensor, own: Tensor) -> dict:
-    """How near values [m, c], summed, come to the outputs that they are said to add up to; and these to the model's."""
+    """How near values [m, c], summed, come to the outputs that they should add up to; and to the model's own."""
     error = (sums - whole).norm(dim=1) / whole.norm(dim=1).clamp(min=torch.finfo(whole.dtype).tiny)
-    level = [o - o.mean(1, keepdim=True) if o.shape[1] > 1 else o for o in (whole, own)]
-    r = torch.corrcoef(torch.stack([o.flatten() for o in level]))[0, 1]
-    return {"reconstruction error": error.tolist(), "Pearson with the model's outputs": float(r),
-            "same prediction": float((whole.argmax(1) == own.argmax(1)).double().mean())}
+    facts, one = {"reconstruction error": error.tolist()}, own.shape[1] == 1
+    if not one:
+        facts["same prediction"] = float((sums.argmax(1) == own.argmax(1)).double().mean())
+    level = torch.stack([(o if one else o - o.mean(1, keepdim=True)).flatten() for o in (sums, own)])
+    if (level.std(1, correction=0) > 0).all():
+        facts["Pearson with the model's outputs"] = float(torch.corrcoef(level)[0, 1])
+    return facts
 
 
 def every_output(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
