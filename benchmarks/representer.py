@@ -1,16 +1,17 @@
 """How long a certified refit of a last layer takes, and how long it then takes to explain a test point, by representer
-values and by influence.
+values and by influence: of a last layer alone, and of a small network.
 
     python benchmarks/representer.py
 """
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
-from influence_nb import CG, Representer, Split, Task
+from influence_nb import CG, LastLayer, Representer, Split, Task, data, fit, models
 
 N, D, C = 50_000, 512, 10
 
@@ -40,18 +41,31 @@ def line(name: str, task: Task, method: Representer) -> Representer:
     return method
 
 
-def one_point(task: Task, method: Representer) -> None:
-    """Explain a test point of the refitted model, by its values and by influence, and print how long both took."""
-    with torch.no_grad():
-        task.model.weight.copy_(method.theta_[:-1].T)
-        task.model.bias.copy_(method.theta_[-1])
-    task, one = replace(task, l2=method.facts_["l2"]), task.test.take([0])
-    print(f"\n{'one test point, nearly separable, 1e-3':38}{'fit, s':>9}{'CPU s':>9}{'scores, s':>11}{'CPU s':>9}")
-    for name, each in (("representer values", Representer()), ("influence, CG", CG())):
+def one_point(name: str, task: Task, methods: dict) -> None:
+    """Explain a test point of one model, and print how long each method took."""
+    one = task.test.take([0])
+    print(f"\n{name:38}{'fit, s':>9}{'CPU s':>9}{'scores, s':>11}{'CPU s':>9}")
+    for name, each in methods.items():
         each, *fitted = clocked(lambda each=each: each.fit(task))
         each.scores(one)
         _, *scored = clocked(lambda each=each: each.scores(one))
-        print(f"{name:38}{fitted[0]:9.2f}{fitted[1]:9.2f}{scored[0]:11.3f}{scored[1]:9.3f}", flush=True)
+        print(f"{name:38}{fitted[0]:9.2f}{fitted[1]:9.2f}{scored[0]:11.4f}{scored[1]:9.4f}", flush=True)
+
+
+def refitted(task: Task, method: Representer) -> Task:
+    """The task with the last layer that a method has fitted, and its l2."""
+    with torch.no_grad():
+        task.model.weight.copy_(method.theta_[:-1].T)
+        task.model.bias.copy_(method.theta_[-1])
+    return replace(task, l2=method.facts_["l2"])
+
+
+def network() -> Task:
+    """784-64-10 on 2,000 images of clothes, float64."""
+    train, test = (split.to(torch.float64) for split in data.load("fashion-small"))
+    task = Task(models.mlp([784, 64, 10]).double(), train, test, l2=1e-3)
+    fit(task, epochs=20, batch_size=50, optimizer=partial(torch.optim.Adam, lr=1e-3), progress=False)
+    return task
 
 
 if __name__ == "__main__":
@@ -66,4 +80,8 @@ if __name__ == "__main__":
         line(name, task, Representer(1e-5))
     small, test = features(3_000, 4_096)
     line("2,000 x 4,097, by the dual", Task(nn.Linear(4_096, C).double(), small, test), Representer(1e-3))
-    one_point(task, kept)
+    one_point("one test point, nearly separable, 1e-3", refitted(task, kept),
+              {"representer values": Representer(), "influence, CG": CG()})
+    one_point("one test point, 784-64-10 on 2,000", network(),
+              {"representer values": Representer(), "influence of the last layer": LastLayer(),
+               "influence, CG, damping 0.01": CG(damping=1e-2)})

@@ -13,8 +13,8 @@ PACKAGE = "influence_nb"
 FLOOR = {"fingerprint": 0, "task": 0, "scores": 0, "data": 1, "raw": 1, "models": 1, "train": 1, "newton": 1,
          "parameters": 1, "blocks": 1, "layers": 1, "pullback": 1, "gradients": 1, "curvature": 1, "kronecker": 1,
          "solve": 1, "sketch": 1, "removal": 1, "head": 1, "replay": 1, "embedding": 1, "distances": 1, "atlas": 1,
-         "attribute": 2, "truth": 3, "store": 3, "metrics": 3, "prune": 3, "checks": 3, "plots": 4, "widgets": 4,
-         "__init__": 5}
+         "attribute": 2, "truth": 3, "store": 3, "metrics": 3, "prune": 3, "labels": 3, "confusions": 3, "checks": 3,
+         "plots": 4, "widgets": 4, "__init__": 5}
 CORE = {"torch", "numpy", "scipy", "sklearn", "matplotlib", "umap", "ipywidgets", "traitlets", "IPython", "anywidget",
         "tqdm", "PIL"}  # the core dependencies, and what ipywidgets and matplotlib always bring
 

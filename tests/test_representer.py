@@ -19,11 +19,16 @@ from influence_nb import (
     Task,
     converge,
     embed,
+    given_labels,
     head,
+    inner_product,
+    labelled,
     models,
+    own_outputs,
+    predicted,
+    residuals,
     squared_error,
 )
-from influence_nb.attribute.representer import labelled, labels, linear, own_outputs, predicted, residuals
 from influence_nb.checks import snapshot, untouched
 
 
@@ -79,12 +84,18 @@ def test_values_add_up_to_the_logits_of_the_refit_and_gradient_products_do_not(n
     values, scores = method.values(), method.scores()
     assert values.shape == (7, 40, 4) and values.dtype == torch.float64 and adds_up(values, method.outputs())
     assert max(scores.certificate["reconstruction error"]) < 1e-10
-    assert scores.certificate["gradient norm"] <= 1e-10 * scores.certificate["l2"] * method.outputs().norm()
-    if method.kernel is linear:
+    phi, l2 = features(net, net.train), scores.certificate["l2"]
+    if method.kernel is inner_product:
         assert close(method.outputs(), features(net, net.test) @ method.theta_, 1e-14)
+        size, apart = torch.linalg.norm, phi.T @ method.alpha_ - method.theta_
+    else:  # Theta is a sum over the examples: its length is that of their weights, in the kernel
+        K, apart = rbf(phi, phi), method.alpha_ - method.theta_
+        size = lambda weights: (weights * (K @ weights)).sum().clamp(min=0).sqrt()  # noqa: E731
+    assert size(apart) <= 1e-10 * size(method.theta_)  # the gradient over l2
+    assert scores.certificate["gradient norm"] <= 1e-10 * l2 * size(method.theta_)
     products = torch.stack([GradDot().fit(one).scores().values for one in (
         replace(net, measure=lambda o, y, k=k: o[:, k]) for k in range(4))], 2) / (40 * net.l2)
-    assert not adds_up(products, net.outputs()) and not close(products.sum(1), net.outputs(), 0.1)
+    assert not close(products.sum(1), net.outputs(), 0.1)
 
 
 def test_without_a_bias_and_at_a_minimum_it_is_the_network_itself_that_is_explained():
@@ -104,10 +115,10 @@ def test_with_a_free_bias_the_products_of_the_network_itself_leave_the_bias_over
 
 def test_importances_are_residuals_over_n_l2_and_twice_the_papers_lambda_is_l2(net):
     phi = features(net, net.train)
-    for target in (labels, own_outputs):
+    for target in (given_labels, own_outputs):
         method, l2 = Representer(l2=0.3, target=target).fit(net), 0.3
         q = (phi @ method.theta_).softmax(1)
-        t = F.one_hot(net.train.y, 4).double() if target is labels else net.outputs(net.train).softmax(1)
+        t = F.one_hot(net.train.y, 4).double() if target is given_labels else net.outputs(net.train).softmax(1)
         assert close(method.alpha_, (t - q) / (40 * l2), 1e-12)
         assert close(phi.T @ method.alpha_, method.theta_, 1e-11)
         assert close(method.global_importance(), (t - q).norm(dim=1) / (40 * l2), 1e-12)
@@ -120,11 +131,11 @@ def test_the_refit_is_that_of_scikit_learn(net):
     l2, phi = 0.05, features(net, net.train).numpy()
     oracle = LogisticRegression(C=1 / (40 * l2), fit_intercept=False, solver="newton-cg", tol=1e-12, max_iter=1000)
     weights = torch.from_numpy(oracle.fit(phi, net.train.y.numpy()).coef_.T)
-    found = Representer(l2=l2).fit(net).theta_
-    assert close(found, weights, 1e-7) and not close(found, net.model.linear2.weight.T.new_zeros(6, 4) + 1, 0.1)
+    assert close(Representer(l2=l2).fit(net).theta_, weights, 1e-7)
+    assert not close(Representer(l2=2 * l2).fit(net).theta_, weights, 0.1)  # the paper's lambda taken for l2
 
 
-@pytest.mark.parametrize("kernel", [linear, rbf])
+@pytest.mark.parametrize("kernel", [inner_product, rbf])
 @pytest.mark.parametrize("n", [25, 3])
 def test_of_a_squared_error_importances_are_those_of_ridge_regression(kernel, n):
     task, l2 = line(n), 0.07
@@ -208,6 +219,21 @@ def test_local_expansion_is_influence_on_a_logit_and_a_constant(net):
     assert scores.certificate["null directions"] == 1 and scores.provenance["layer"] == "linear2"
 
 
+@pytest.mark.parametrize("output", [predicted, labelled, lambda o, y: predicted(o, y) - labelled(o, y)])
+def test_local_scores_are_values_contracted_with_one_solve_for_each_test_point(net, output, monkeypatch):
+    net = replace(net, l2=0.03, test=replace(net.test, y=(net.test.y + 1) % 4))  # at the minimum of another l2
+    method, solved = RepresenterLJE(output=output, damping=1e-3).fit(net), []
+    values, own = method.values(), net.outputs()
+    inverse = head.Eigen.inverse_times
+    monkeypatch.setattr(head.Eigen, "inverse_times", lambda self, B, *rest: solved.append(B) or inverse(self, B, *rest))
+    scores = method.scores()
+    assert sum(B.shape[1] for B in solved) == 7 and max(solved[0].shape) == 24
+    assert close(scores.values, torch.einsum("mnc,mc->mn", values, output(own, net.test.y).double()), 1e-12)
+    error = (values.sum(1) - own).norm(dim=1) / own.norm(dim=1)
+    found = torch.tensor(scores.certificate["reconstruction error"], dtype=torch.float64)
+    assert close(found, error) and found.min() > 1e-3
+
+
 def test_local_expansion_adds_up_to_a_newton_step_where_there_is_no_minimum():
     task = digits_task(n=41, n_test=6, trained=False)
     found = RepresenterLJE(damping=0.1).fit(task)
@@ -275,6 +301,27 @@ def test_in_float32_the_refit_is_in_float64_and_the_model_is_left_as_found(net):
             ask()
 
 
+def zeros(task, outputs):
+    return torch.zeros(len(outputs), dtype=torch.float64)
+
+
+def test_where_the_last_layer_is_zero_nothing_is_divided_by_it():
+    task = line()
+    certificate = Representer(target=zeros).fit(task).scores().certificate
+    assert certificate["reconstruction error"] == [0.0] * 6 and certificate["gradient norm"] == 0
+    x, y = digits_task(11, 3).train.x, torch.arange(4).repeat_interleave(11)  # each image once with every label
+    silent = Task(models.mlp([9, 5, 4]).double(), Split(x.repeat(4, 1, 1, 1), y), Split(x[:3], y[:3]), l2=0.1)
+    for target in (given_labels, lambda task, o: torch.full_like(o, 1 / 4)):
+        method = Representer(target=target).fit(silent)
+        assert method.theta_.abs().max() < 1e-14
+        assert max(method.scores().certificate["reconstruction error"]) < 1e-8
+    with torch.no_grad():
+        silent.model.linear2.weight.zero_(), silent.model.linear2.bias.zero_()
+    for method in (RepresenterLJE(damping=0.1), Representer(importance=residuals)):
+        certificate = method.fit(silent).scores().certificate
+        assert np.isfinite(certificate["reconstruction error"]).all()
+
+
 @pytest.mark.parametrize("method, said", [
     (Representer(l2=0.0), "needs l2 above 0, got 0.0: Representer"), (Representer(l2=math.nan), "above 0, got nan"),
     (Representer(target=lambda task, o: o[:5]), r"target must give .* \(40,\) or \(40, 4\), got \(5, 4\)"),
@@ -290,7 +337,35 @@ def test_what_cannot_be_is_refused(net, method, said):
         replace(method).fit(net)
 
 
+@pytest.mark.parametrize("method, error, said", [
+    (Representer(l2="1e-3"), TypeError, "l2 must be a number, or None for the task's, got '1e-3'"),
+    (Representer(target="labels"), TypeError, "target must be a function, got 'labels'"),
+    (Representer(importance="residuals"), TypeError, "importance must be a function, got 'residuals'"),
+    (RepresenterLJE(output=0), TypeError, "output must be a function, got 0"),
+    (Representer(target=lambda task, o: task.train.y.numpy()), TypeError, "target must give a torch.Tensor, got nda"),
+    (Representer(target=lambda task, o: task.train.y.double()), TypeError, r"got \(40,\) of torch.float64: "),
+    (Representer(target=lambda task, o: o.softmax(1).float()), TypeError, r"chances .* got \(40, 4\) of torch.float32"),
+    (Representer(target=lambda task, o: F.one_hot(task.train.y, 4)), TypeError, r"of torch.int64: .to\(torch.float64"),
+    (Representer(target=lambda task, o: o), ValueError, r"target must give chances, .* sums .*: logits\? "),
+    (Representer(target=lambda task, o: o.sigmoid()), ValueError, "target must give chances, 0 or more and 1 in sum"),
+    (Representer(target=lambda task, o: task.train.y + 1), ValueError, r"class numbers in 0..3, got 1 to 4"),
+    (Representer(kernel=lambda a, b: rbf(a, b).float()), TypeError, "kernel must give torch.float64, .* torch.float32"),
+    (Representer(kernel=lambda a, b: rbf(a, b).numpy()), TypeError, "kernel must give a torch.Tensor, got ndarray"),
+    (Representer(importance=lambda task, o, t: o.numpy()), TypeError, "importance must give a torch.Tensor"),
+])
+def test_what_is_of_a_wrong_type_is_refused_before_torch_does(net, method, error, said):
+    with pytest.raises(error, match=said):
+        replace(method).fit(net)
+
+
+def test_targets_that_the_loss_would_spread_over_all_examples_are_refused():
+    with pytest.raises(ValueError, match=r"squared_error .* expected \(25,\), got \(25, 25\) of targets \(25, 1\)"):
+        Representer(target=lambda task, outputs: task.train.y[:, None]).fit(line())
+
+
 def test_further_refusals(net, monkeypatch):
+    with pytest.raises(ValueError, match="Whoever expected a model whose outputs"):
+        head.last_linear(replace(net, model=Ended(nn.LogSoftmax(1)).double()), "Whoever")
     with pytest.raises(ValueError, match=r"output must give .* \(7, 4\), got \(7,\)"):
         Representer(output=own_logit).fit(net).scores()
     with pytest.raises(TypeError, match="labelled expected class numbers"):
@@ -299,7 +374,7 @@ def test_further_refusals(net, monkeypatch):
         Representer(target=own_outputs).fit(replace(net, loss=lambda o, y: -own_logit(o.log_softmax(1), y)))
     with pytest.raises(ValueError, match="Representer has seen no task yet"):
         Representer().scores()
-    monkeypatch.setattr("influence_nb.attribute.representer.MOST", 39)
+    monkeypatch.setattr(head, "MOST", 39)
     with pytest.raises(ValueError, match="for 39 training examples at most, got 40"):
         Representer(kernel=rbf).fit(net)
     assert Representer().fit(net).scores().certificate["passes"] < 100

@@ -111,7 +111,7 @@ def test_the_closed_form_is_residual_times_similarity_times_residual(net):
 
 
 def test_its_curvature_is_the_ggn_of_the_layer_whatever_the_batches(net):
-    head = alone(net, "linear2", LastLayer())
+    head = alone(net, "linear2", "LastLayer")
     H = GGN(head).dense()
     for most in (1, 4 * 4 * 6 * 7, 2**24):
         assert close(curvature(head, most), H, 1e-12)

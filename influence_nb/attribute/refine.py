@@ -56,6 +56,7 @@ class Refined:
     Attributes (after `scores`):
         errors_: Tensor [n_test, n_train], the error bar of each score: what the last step changed in it. It is no
             bound: of most pairs it holds the truth, and where it is large the score is not to be trusted.
+            Where a path turns, a few passes tell no more than first order, and may tell less (notebook 08).
         passes_: Tensor [n_train], passes that each example took.
         turned_: Tensor [n_train] of bool, paths that met negative curvature or a step that had to be shortened, and
             may have left the basin of the trained weights.

@@ -19,23 +19,24 @@ Ravikumar (2023) for the general form; Sui, Wu & Sanner (2021) for the local exp
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..embedding import embed
-from ..gradients import Gradients, function_gradient
-from ..head import MOST, begin_head, featured, last_linear, refit
-from ..parameters import penalty, theta
+from ..gradients import Gradients, function_gradient, risk_gradient
+from ..head import LEAST, begin_head, checked, featured, inner_product, kernel_of, last_linear, learnable, machine
+from ..parameters import outputs_at, penalty, theta
 from ..removal import repr_of
 from ..scores import Scores
 from ..task import Split, Task, asked, cross_entropy, name_of, squared_error
 
 
 # targets of the refit: (task, the model's own outputs [n, c] on the training examples) -> [n] or [n, c]
-def labels(task: Task, outputs: Tensor) -> Tensor:
+def given_labels(task: Task, outputs: Tensor) -> Tensor:
     """The labels [n]: alpha is then what the refit has left to learn of each."""
     return task.train.y
 
@@ -50,14 +51,8 @@ def own_outputs(task: Task, outputs: Tensor) -> Tensor:
     """
     if task.loss not in (cross_entropy, squared_error):
         raise ValueError(f"own_outputs expected cross_entropy or squared_error, got {name_of(task.loss)}: "
-                         "target=labels, or a function of your own, (task, outputs [n, c]) -> targets")
+                         "target=given_labels, or a function of your own, (task, outputs [n, c]) -> targets")
     return outputs.softmax(1) if task.loss is cross_entropy else outputs.reshape(len(outputs))
-
-
-# kernels: (test [m, d], train [n, d]) features, with the 1 -> [m, n]
-def linear(test: Tensor, train: Tensor) -> Tensor:
-    """The inner product, of which a linear layer is made."""
-    return test @ train.T
 
 
 # importances: (task, outputs [n, c], targets) -> [n, c]
@@ -94,9 +89,9 @@ class Representer:
 
     Args:
         l2: of the refit; None for the task's. More of it spreads an output over more examples.
-        target: `labels`, `own_outputs`, or a function of your own: what the refit is fitted to.
-        kernel: of the features; `linear`, or a positive semidefinite one, (test [m, d], train [n, d]) -> [m, n]. With
-            one of your own the refit is the kernel machine that it makes.
+        target: `given_labels`, `own_outputs`, or a function of your own: what the refit is fitted to.
+        kernel: of the features; `inner_product`, or a positive semidefinite one, (test [m, d], train [n, d]) -> [m, n].
+            With one of your own the refit is the kernel machine that it makes.
         importance: None for that of the refit, whose values alone add up to it; or (task, outputs [n, c] of the
             model, targets) -> [n, c], such as `residuals`: no refit, and ranked only.
         output: what a score is a share of, as weights of the outputs: `predicted`, `labelled`, or for example
@@ -112,31 +107,34 @@ class Representer:
     """
 
     l2: float | None = None
-    target: Callable = labels
-    kernel: Callable = linear
+    target: Callable = given_labels
+    kernel: Callable = inner_product
     importance: Callable | None = None
     output: Callable = predicted
     layer: str | None = None
 
     def fit(self, task: Task) -> "Representer":
         """Fit the last layer anew, and read each example's importance off its loss."""
+        callables(self, "target", "kernel", "output", "importance")
         self.task_, self.fingerprint_, self.layer_ = task, task.fingerprint(), chosen(task, self)
         layer = task.model.get_submodule(self.layer_)
         pieces = [layer.weight] if layer.bias is None else [layer.weight, layer.bias[:, None]]
         self.own_ = torch.cat(pieces, dim=1).detach().double().T                            # [d, c]
         self.phi_ = self.features(task.train)                                               # [n, d]
         outputs = self.phi_ @ self.own_
-        targets = checked(self.target(task, outputs), "target", outputs.shape[:1], outputs.shape)
+        targets = learnable(task, outputs, self.target(task, outputs))
         if self.importance is None:
             l2 = task.l2 if self.l2 is None else self.l2
+            if not isinstance(l2, Real):
+                raise TypeError(f"l2 must be a number, or None for the task's, got {l2!r}: Representer(l2=1e-3)?")
             if not 0 < l2 < float("inf"):
                 raise ValueError(f"a representer theorem needs l2 above 0, got {l2}: Representer(l2=1e-3)?")
             found, self.theta_, outputs = machine(task, self.kernel, self.phi_, targets, outputs.shape[1], l2)
             self.alpha_ = residuals(task, outputs, targets) / (len(outputs) * l2)           # [n, c]
             self.facts_ = {"l2": l2, "gradient norm": found.gradient_norm, "passes": found.passes}
         else:
-            found = checked(self.importance(task, outputs, targets), "importance", outputs.shape)
-            self.alpha_, self.theta_, self.facts_ = found.double(), self.own_, {}
+            self.alpha_ = checked(self.importance(task, outputs, targets), "importance", outputs.shape).double()
+            self.theta_, self.facts_ = self.own_, {}
         return self
 
     def features(self, split: Split) -> Tensor:
@@ -144,21 +142,24 @@ class Representer:
         bias = self.task_.model.get_submodule(self.layer_).bias is not None
         return F.pad(featured(self.task_, self.layer_, split).x.flatten(1).double(), (0, int(bias)), value=1.0)
 
-    def explained(self, split: Split | None) -> tuple[Split, Tensor, Tensor, Tensor]:
-        """The examples asked for, their kernel [m, n], the outputs [m, c] that values add up to, the model's own."""
-        task, split = asked(self, split)
-        phi = self.features(split)
-        K = checked(self.kernel(phi, self.phi_), "kernel", (len(phi), len(self.phi_)))
-        dual = self.importance is None and self.kernel is not linear
-        return split, K, (K if dual else phi) @ self.theta_, phi @ self.own_
+    def explained(self, split: Split | None) -> tuple[Split, Tensor]:
+        """The examples asked for, and their features [m, d]."""
+        split = asked(self, split)[1]
+        return split, self.features(split)
+
+    def made(self, phi: Tensor) -> Tensor:
+        """The outputs [m, c] that values add up to, from features."""
+        dual = self.importance is None and self.kernel is not inner_product
+        return (kernel_of(self.kernel, phi, self.phi_) if dual else phi) @ self.theta_
 
     def values(self, split: Split | None = None) -> Tensor:
         """What each training example adds to each output, [n_test, n_train, c]: their sum over them is `outputs`."""
-        return self.explained(split)[1][:, :, None] * self.alpha_
+        _, phi = self.explained(split)
+        return kernel_of(self.kernel, phi, self.phi_)[:, :, None] * self.alpha_
 
     def outputs(self, split: Split | None = None) -> Tensor:
         """The outputs [n_test, c] of the refit (of the network's own layer, with an importance of your own)."""
-        return self.explained(split)[2]
+        return self.made(self.explained(split)[1])
 
     def global_importance(self) -> Tensor:
         """|alpha_j| of each training example, [n_train]: for all test points alike."""
@@ -167,13 +168,14 @@ class Representer:
 
     def scores(self, split: Split | None = None) -> Scores:
         """The share [n_test, n_train] of each training example in one output of the test points, or of `split`."""
-        split, K, whole, own = self.explained(split)
+        split, phi = self.explained(split)
+        K, own = kernel_of(self.kernel, phi, self.phi_), phi @ self.own_
         weights = checked(self.output(own, split.y), "output", own.shape).to(own)
         name = "logits" if self.task_.loss is cross_entropy else "outputs"
         unit = f"{name} (positive excites, no removal effect)" if self.importance is None else "importance x kernel"
-        values = K * (weights @ self.alpha_.T)
-        return Scores(values, repr_of(self), self.fingerprint_, split.ids, self.task_.train.ids, unit,
-                      {**self.facts_, **fidelity(K @ self.alpha_, whole, own)},
+        facts = fidelity(K @ self.alpha_, self.made(phi), own, K.abs() @ self.alpha_.norm(dim=1))
+        return Scores(K * (weights @ self.alpha_.T), repr_of(self), self.fingerprint_, split.ids,
+                      self.task_.train.ids, unit, {**self.facts_, **facts},
                       {"layer": self.layer_, "bias": "regularised, as the weight of a feature of ones"
                        if self.own_.shape[0] > self.task_.model.get_submodule(self.layer_).in_features else "none"})
 
@@ -181,7 +183,7 @@ class Representer:
 def chosen(task: Task, method: Representer) -> str:
     """The name of the layer: the last Linear, or that named in the method, if it is Linear and decides the loss."""
     if method.layer is None:
-        return last_linear(task, method)
+        return last_linear(task, "Representer")
     outputs, layer = embed(task.model, task.train.x, method.layer), task.model.get_submodule(method.layer)
     if type(layer) is not nn.Linear:
         raise ValueError(f"expected the name of a Linear layer, got {method.layer!r}, a {type(layer).__name__}: "
@@ -195,53 +197,26 @@ def chosen(task: Task, method: Representer) -> str:
                      "the last Linear, after which only what the loss does itself, such as LogSoftmax, may come")
 
 
-def checked(found: Tensor, name: str, *shapes: tuple) -> Tensor:
-    """What a user's function gives, if it has one of the shapes and is finite."""
-    if tuple(found.shape) not in shapes or not torch.isfinite(found).all():
-        raise ValueError(f"{name} must give finite numbers of shape {' or '.join(str(tuple(s)) for s in shapes)}, got "
-                         f"{tuple(found.shape)}{' with NaN or infinity' * (tuple(found.shape) in shapes)}")
-    return found
+def callables(method, *names: str) -> None:
+    """Raise where what should be a function is not; None may stand for an importance."""
+    for name in names:
+        if not callable(function := getattr(method, name)) and (name, function) != ("importance", None):
+            raise TypeError(f"{name} must be a function, got {function!r}: one of those in influence_nb, or your own")
 
 
-def machine(task: Task, kernel: Callable, phi: Tensor, targets: Tensor, c: int, l2: float):
-    """The refit, its weights (of the features [d, c]; of the training examples [n, c] for any other kernel), and its
-    outputs [n, c] on the training examples.
+def fidelity(sums: Tensor, whole: Tensor, own: Tensor, terms: Tensor) -> dict:
+    """How near values [m, c], summed, come to the outputs that they should add up to; and to the model's own.
 
-    Any kernel is the inner product of the rows of a root Z of it, K = Z Z^T: a linear layer on these is fitted.
+    Relative to the outputs; where these are all but 0, to a millionth of the terms [m] that cancel in them.
     """
-    if kernel is linear:
-        found = refit(task, phi, targets, c, l2)
-        return found, found.theta, phi @ found.theta
-    if len(phi) > MOST:
-        raise ValueError(f"a kernel of your own is decomposed, for {MOST:,} training examples at most, got "
-                         f"{len(phi):,}: kernel=linear, or fewer examples")
-    K = checked(kernel(phi, phi), "kernel", (len(phi), len(phi)))
-    s, U = torch.linalg.eigh(K)
-    rounding = len(K) * torch.finfo(K.dtype).eps * float(s.abs().max())
-    if not (K - K.T).abs().max() <= rounding or not s[0] >= -rounding:
-        raise ValueError(f"expected a symmetric positive semidefinite kernel, got one with eigenvalues {s[0]:.3g} to "
-                         f"{s[-1]:.3g} that is {float((K - K.T).abs().max()):.2g} from its transpose: importance="
-                         "residuals takes any")
-    s, U = s[s > rounding].sqrt(), U[:, s > rounding]
-    found = refit(task, U * s, targets, c, l2)
-    return found, U / s @ found.theta, U * s @ found.theta
-
-
-def fidelity(sums: Tensor, whole: Tensor, own: Tensor) -> dict:
-    """How near values [m, c], summed, come to the outputs that they should add up to; and to the model's own."""
-    error = (sums - whole).norm(dim=1) / whole.norm(dim=1).clamp(min=torch.finfo(whole.dtype).tiny)
-    facts, one = {"reconstruction error": error.tolist()}, own.shape[1] == 1
+    size = torch.maximum(whole.norm(dim=1), LEAST * terms).clamp(min=torch.finfo(whole.dtype).tiny)
+    facts, one = {"reconstruction error": ((sums - whole).norm(dim=1) / size).tolist()}, own.shape[1] == 1
     if not one:
         facts["same prediction"] = float((sums.argmax(1) == own.argmax(1)).double().mean())
     level = torch.stack([(o if one else o - o.mean(1, keepdim=True)).flatten() for o in (sums, own)])
     if (level.std(1, correction=0) > 0).all():
         facts["Pearson with the model's outputs"] = float(torch.corrcoef(level)[0, 1])
     return facts
-
-
-def every_output(task: Task, outputs: Tensor, y: Tensor) -> Tensor:
-    """The unit vectors of the outputs, [c, b, c]: pulled back, the gradient of each output."""
-    return torch.eye(outputs.shape[1]).to(outputs)[:, None].expand(-1, len(outputs), -1)
 
 
 @dataclass
@@ -254,14 +229,14 @@ class RepresenterLJE:
         values[i, j] = (1/n) J_i (theta - H^-1 (g_j + l2 theta_r)),    J_i = d outputs_i / d theta    [c, p]
 
     They add up to the outputs after the step, which are the model's own where it is at a minimum (reconstruction error
-    in the certificate). Of the three terms only H^-1 g_j depends on j: the ranking is that of `LastLayer`, with an
-    output for its measure, of whose removal effects the values are a constant more.
+    in the certificate: how far the two are apart). Of the three terms only H^-1 g_j depends on j: the ranking is that
+    of `LastLayer`, with an output for its measure, of whose removal effects the values are a constant more.
 
     Unit: logits, positive excites. The paper divides each share by the features, to multiply with them again: left out
     here, so that a feature may be 0 and a layer have a bias. So is its step of gradient ascent before the expansion.
     Adding a constant to all biases of a softmax is a null direction of H, in which no g_j has a part: pseudo-inverse.
 
-    Cost: that of `LastLayer`; scores, c solves for each test point.
+    Cost: that of `LastLayer`, one solve for each test point; values, c solves.
 
     Args:
         damping: added to H; None for a tenth of its mean eigenvalue.
@@ -274,30 +249,41 @@ class RepresenterLJE:
     output: Callable = predicted
 
     def fit(self, task: Task) -> "RepresenterLJE":
-        """Decompose the curvature of the last layer."""
+        """Decompose the curvature of the last layer, and take the Newton step."""
+        callables(self, "output")
         begin_head(self, task)
+        head, slope = self.head_.task_, risk_gradient(self.head_.task_)
+        self.after_ = theta(head) - self.head_.solver_.inverse_times(slope[:, None], self.head_.damping_)[:, 0]
         return self
 
-    def explained(self, split: Split | None) -> tuple[Split, Tensor, Tensor]:
-        """The examples asked for, their values [m, n, c], and the model's own outputs [m, c]."""
+    def explained(self, split: Split | None) -> tuple[Split, Split, Tensor]:
+        """The examples asked for, the same with the layer's inputs for their x, and the model's own outputs [m, c]."""
         task, split = asked(self, split)
-        head, seen = self.head_.task_, featured(task, self.layer_, split)
-        J = Gradients(head, seen, every_output).dense()                                     # [c, m, p]
-        X = self.head_.solver_.inverse_times(J.flatten(0, 1).T, self.head_.damping_)        # [p, c m]
-        level = J.flatten(0, 1) @ theta(head) - X.T @ (penalty(head) * theta(head))
-        values = (level - (self.head_.train_ @ X)[0]) / len(task.train)                     # [n, c m]
-        return split, values.view(len(task.train), *J.shape[:2]).permute(2, 0, 1), head.outputs(seen)
+        seen = featured(task, self.layer_, split)
+        return split, seen, self.head_.task_.outputs(seen)
+
+    def shares(self, seen: Split, U: Tensor) -> Tensor:
+        """The shares [n_train, k, m] in k sums of the outputs of each example, whose weights are U [k, m, c]."""
+        head, rows = self.head_.task_, replace(seen, y=torch.arange(len(seen)), classes=())  # each finds its weights
+        V = Gradients(head, rows, lambda task, outputs, row: U[:, row]).dense().flatten(0, 1).T     # [p, k m]
+        X = self.head_.solver_.inverse_times(V, self.head_.damping_)                        # [p, k m]
+        level = theta(head) @ V - (penalty(head) * theta(head)) @ X
+        values = (level - (self.head_.train_ @ X)[0]) / len(head.train)                     # [n, k m]
+        return values.view(len(head.train), *U.shape[:2])
 
     def values(self, split: Split | None = None) -> Tensor:
         """Each training example's share of each output, [n_test, n_train, c]."""
-        return self.explained(split)[1]
+        _, seen, own = self.explained(split)
+        every = torch.eye(own.shape[1]).to(own)[:, None].expand(-1, len(own), -1)           # [c, m, c]
+        return self.shares(seen, every).permute(2, 0, 1)
 
     def scores(self, split: Split | None = None) -> Scores:
         """The share [n_test, n_train] of each training example in one output of the test points, or of `split`."""
-        split, values, own = self.explained(split)
+        split, seen, own = self.explained(split)
         weights = checked(self.output(own, split.y), "output", own.shape).to(own)
         head, name = self.head_, "logits" if self.task_.loss is cross_entropy else "outputs"
         facts = {"gradient norm": head.gradient_norm_, "damping": head.damping_, **head.solver_.facts(head.damping_)}
-        return Scores(torch.einsum("mnc,mc->mn", values, weights), repr_of(self), self.fingerprint_,
+        sums = outputs_at(head.task_, self.after_, seen.x)                                  # [m, c]
+        return Scores(self.shares(seen, weights[None])[:, 0].T, repr_of(self), self.fingerprint_,
                       split.ids, self.task_.train.ids, f"{name} (positive excites, no removal effect)",
-                      {**facts, **fidelity(values.sum(1), own, own)}, {"layer": self.layer_})
+                      {**facts, **fidelity(sums, own, own, sums.norm(dim=1))}, {"layer": self.layer_})

@@ -190,7 +190,7 @@ def opened(browser, server, name, size=(1400, 1200)):
         failed = page.evaluate(RUN_ALL, RUN)
         assert not failed, failed
     limit = RUN if server.frontend == "voila" else FIRST  # Voila runs the cells itself, and shows the page when it has
-    page.wait_for_selector(".inb-cloud[data-ready='1']", state="attached", timeout=limit)
+    page.wait_for_selector(":is(.inb-cloud, .inb-desk)[data-ready='1']", state="attached", timeout=limit)
     kernel = Kernel((server.kernels() - before).pop())
     yield page, kernel, watch
     kernel.client.stop_channels()
