@@ -1,5 +1,5 @@
 """Measure what notebook 09 shows beside the published experiment:
-python data/make_published_experiment.py FOLDER PROCESSES (an hour and a half on two cores, after make_leave_one_out.py)
+python data/make_published_experiment.py FOLDER PROCESSES (an hour on two cores, after make_leave_one_out.py)
 
 The published protocol retrains with Adam in batches, from weights that are no minimum, for each removed image anew; its
 prediction is damped. Here it is done with the shipped network as the checkpoint, much shorter: 24 images, each after
