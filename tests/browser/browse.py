@@ -201,7 +201,10 @@ def themed(page, frontend, theme):
     """Change the page's theme; Voila, which has one only when it makes the page, is given the colours of the other."""
     if frontend != "voila":
         change = "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
-        return page.evaluate(change, f"JupyterLab {theme}")
+        page.evaluate(change, f"JupyterLab {theme}")
+        # JupyterLab covers the page while it changes, and throws where the next change begins before the cover is off
+        return page.wait_for_function("""(theme) => document.body.dataset.jpThemeName === theme
+            && !document.getElementById("jupyterlab-splash")""", arg=f"JupyterLab {theme}", timeout=ROUND_TRIP)
     ground, ink = ("#111111", "#eeeeee") if theme == "Dark" else ("#ffffff", "#111111")
     page.evaluate("""([ground, ink]) => {
         document.documentElement.style.setProperty("--jp-layout-color0", ground);
