@@ -97,6 +97,8 @@ def table(scores):
     if isinstance(scores, Scores):
         return scores.row, scores.train_ids
     values = torch.as_tensor(scores)
+    if values.isnan().any():
+        raise ValueError(f"expected scores, got NaN in {int(values.isnan().any(-1).sum())} rows: leave these out")
     if values.ndim != 2:
         raise ValueError(f"expected Scores, or an array [n_test, n_train], got {tuple(values.shape)}: of representer "
                          "values [n_test, n_train, c], values[:, :, label]?")

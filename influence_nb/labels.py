@@ -178,6 +178,9 @@ def asked_again(task: Task, planted: Planted, suspicion: Callable, checked) -> T
     """A suspicion [n_train] in the order in which labels are checked when the last layer is fitted again after each of
     the `checked` counts, growing, and is then asked for the most suspicious of the rest. Last, in the first order, are
     those beyond the last count."""
+    checked = [int(count) for count in checked]
+    if sorted({0, *checked}) != [0, *checked] or checked[-1:] > [len(task.train)]:
+        raise ValueError(f"expected counts that grow, in 1..{len(task.train)}, got {checked}")
     first = ranked(suspicion(task))
     order = first[:0]
     for count in checked:

@@ -60,6 +60,7 @@ def test_a_suspicion_that_fails_is_said_and_the_order_stays(planted):
     with pytest.raises(ZeroDivisionError):
         audit.score.value = "broken"
     assert audit.state.order == before and audit.desk.content["error"] == "broken failed: division by zero"
+    assert audit.score.value == audit.by == "loss" and audit.retrain().fixed == 0  # and goes on with what works
     assert audit.desk.content["score"].startswith("loss ")
 
 
@@ -191,6 +192,17 @@ def test_a_write_that_fails_is_said_and_the_old_file_stays_whole(planted, tmp_pa
     assert audit.desk.content["error"] == "" and LabelAudit(planted[0], LOSS, path=path).decisions == audit.decisions
 
 
+def test_an_audit_does_not_overwrite_what_another_has_written(planted, tmp_path):
+    first, second = (LabelAudit(planted[0], LOSS, path=tmp_path / "a.json") for _ in range(2))
+    first.keep()
+    first.keep()
+    kept = (tmp_path / "a.json").read_bytes()
+    second.remove()
+    assert (tmp_path / "a.json").read_bytes() == kept and "another audit has changed it" in second.state.error
+    assert second.decisions[0]["decision"] == "remove" and [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    assert LabelAudit(planted[0], LOSS, path=tmp_path / "a.json").decisions == first.decisions
+
+
 def test_time_spent_counts_a_long_pause_as_a_minute(audit, monkeypatch):
     clock = iter([100.0, 102.5, 5000.0, 5001.0])
     monkeypatch.setattr(auditstate.time, "time", lambda: next(clock))
@@ -315,9 +327,9 @@ def test_what_goes_wrong_is_said_on_the_desk(planted, retrain, says):
 def test_neighbours_speak_for_and_against_a_label_and_are_not_itself(planted):
     task = planted[0]
     last = labels.last_layer(task)
-    scores = Influence().fit(last).scores(last.train.take(range(40)))
+    scores = Influence().fit(last).scores(last.train)
     audit = LabelAudit(task, LOSS, scores=scores, k=3)
-    i = next(i for i in audit.state.order if i < 40)
+    i = audit.state.order[0]
     audit.shown = i
     content, row = audit.desk.content, scores.row(i).clone()
     assert row.argmax() == i                                    # most of all an example speaks for its own label
@@ -329,7 +341,7 @@ def test_neighbours_speak_for_and_against_a_label_and_are_not_itself(planted):
     pixels = np.frombuffer(audit.desk.pictures, np.uint8).reshape(7, 3, 3, 1)
     ids = [i, *(card["id"] for side in ("helpful", "harmful") for card in content[side])]
     assert np.array_equal(pixels, audit.thumbnails(ids))
-    audit.shown = 41                                            # which the scores do not hold
+    audit = LabelAudit(task, LOSS)                              # no scores, no neighbours
     assert audit.desk.content["helpful"] == [] and audit.desk.content["titles"] == []
     assert len(audit.desk.pictures) == 9
 
@@ -380,8 +392,10 @@ def test_bad_input_is_refused_with_a_cure(planted):
         (TypeError, "scores must be Scores, got list", (task, LOSS, None, [1])),
         (ValueError, "scores must belong to this task, or to its last layer", (
             task, LOSS, None, replace(scores, task="another"))),
-        (ValueError, "scores must be of training examples on the 60 training examples", (
+        (ValueError, "scores must be of all 60 training examples on all of them, in order", (
             task, LOSS, None, replace(scores, train_ids=scores.train_ids.flip(0)))),
+        (ValueError, r"on all of them, in order, got \(40, 60\): method.scores\(task.train\)", (
+            task, LOSS, None, Influence().fit(task).scores(task.train.take(range(40))))),
     ]:
         with pytest.raises(error, match=says):
             LabelAudit(*arguments)

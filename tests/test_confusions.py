@@ -138,3 +138,8 @@ def test_refusals(flipped):
     for label, said in ((1, 1), (1, 3), (-1, 0)):
         with pytest.raises(ValueError, match=f"two different classes in 0..2, got {label} read as {said}"):
             confused(flipped, label, said)
+
+
+def test_nan_is_not_taken_for_nothing_that_recurs():
+    with pytest.raises(ValueError, match="got NaN in 1 rows"):
+        recurring(torch.tensor([[-1.0, float("nan")], [-1.0, 1.0]]), [0], [1], k=1)

@@ -210,3 +210,7 @@ def test_asking_again_is_to_rank_what_is_left_by_the_repaired_model(four):
     left = [i for i in order(labels.loss(middle)) if i not in again[:10]]
     assert again[10:25] == left[:15]
     assert again[25:] == [i for i in order(once) if i not in again[:25]] and again != order(once)
+    with pytest.raises(ValueError, match="counts that grow"):
+        labels.asked_again(task, planted, labels.loss, [25, 10])
+    with pytest.raises(ValueError, match="counts that grow"):
+        labels.asked_again(task, planted, labels.loss, [len(task.train) + 1])

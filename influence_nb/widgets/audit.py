@@ -149,14 +149,18 @@ class LabelAudit(w.VBox):
         self.predicted[rows] = model.predict(model.train).cpu().numpy()
         self.model, self.rows, self.known = model, rows, {}
 
+    def _asked(self, name, model, rows) -> np.ndarray:
+        """A suspicion [n_train] of a model that was trained on these rows; all other examples come last."""
+        given, values = self.suspicions[name], np.full(len(self.task.train), -np.inf)
+        rows = rows if callable(given) else slice(None)
+        values[rows] = numbers(name, given(model) if callable(given) else given, len(values[rows]))
+        return values
+
     def _rank(self):
-        """Rank by the suspicion chosen, of the present model; examples that this was not trained on come last."""
-        name, values = self.score.value, np.full(len(self.task.train), -np.inf)
+        """Rank by the suspicion chosen, of the present model."""
+        name = self.score.value
         if name not in self.known:
-            given = self.suspicions[name]
-            rows = self.rows if callable(given) else slice(None)
-            values[rows] = numbers(name, given(self.model) if callable(given) else given, len(values[rows]))
-            self.known[name] = values
+            self.known[name] = self._asked(name, self.model, self.rows)
         self.by, self.suspicion = name, self.known[name]
         self.state.rank(self.suspicion)
 
@@ -180,8 +184,11 @@ class LabelAudit(w.VBox):
         counts = [sum(d["decision"] == name for d in decided) for name in ("fix", "remove")]
         found = Retrained(*counts, *(float(r.double().mean()) for r in right), int((right[1] & ~right[0]).sum()),
                           int((right[0] & ~right[1]).sum()))
+        name, rows = self.score.value, split.ids.numpy()
+        suspicion = self._asked(name, trained, rows)  # before anything changes: it may take long, or fail
         with self.state.lock:
-            self._seen(trained, split.ids.numpy())
+            self._seen(trained, rows)
+            self.known[name] = suspicion
             self.history.append(found)
             self._rank()
         return found
@@ -215,7 +222,8 @@ class LabelAudit(w.VBox):
             with self.state.lock:
                 self._rank()
         except Exception as error:
-            self.state.refuse(f"{self.score.value} failed: {error}")
+            failed, self.score.value = self.score.value, self.by
+            self.state.refuse(f"{failed} failed: {error}")
             raise
 
     def _told(self, _, message, buffers):
@@ -284,8 +292,8 @@ def checked_scores(scores, task, model) -> Scores:
     if scores.task not in (task.fingerprint(), model.fingerprint()):
         raise ValueError(f"scores must belong to this task, or to its last layer, got those of task {scores.task}: "
                          "compute them again")
-    n = len(task.train)
-    if scores.train_ids.tolist() != list(range(n)) or int(scores.test_ids.max()) >= n:
-        raise ValueError(f"scores must be of training examples on the {n} training examples, in order: "
-                         "method.scores(task.train)")
+    every = list(range(len(task.train)))  # scores do not say of which split they are: those of test points are fewer
+    if not scores.train_ids.tolist() == scores.test_ids.tolist() == every:
+        raise ValueError(f"scores must be of all {len(every)} training examples on all of them, in order, got "
+                         f"{tuple(scores.values.shape)}: method.scores(task.train)")
     return scores

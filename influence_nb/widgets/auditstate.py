@@ -42,7 +42,7 @@ class AuditState(HasTraits):
         super().__init__()
         self.labels, self.n_classes, self.split = np.asarray(labels), int(n_classes), split
         self.path = None if path is None else Path(path).expanduser()
-        self.stop, self.lock = threading.Event(), threading.RLock()
+        self.stop, self.lock, self.saved = threading.Event(), threading.RLock(), None  # saved: the file as last seen
         self.order = list(range(len(self.labels)))
         if self.path is not None and self.path.exists():
             self.events = self.read()
@@ -120,24 +120,29 @@ class AuditState(HasTraits):
                 "time": float(when)}
 
     def write(self, events) -> None:
-        """Make these the decisions: in the file, whole or not at all, and here. A file that cannot be written is said
-        in `error`."""
+        """Make these the decisions: in the file, whole or not at all, and here. A file that cannot be written, or that
+        another audit has written meanwhile, is left as it is, and `error` says so."""
         self.events = events
         if self.path is None:
             return
         text = json.dumps({"format": FORMAT, "split": self.split, "decisions": events}, indent=1)
         temporary = self.path.with_name(f".{self.path.name}-{os.getpid()}")
         try:
+            if self.path.exists() and self.path.read_bytes() != self.saved:
+                raise OSError("another audit has changed it; open the audit anew to go on from there")
             temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, self.path)
+            self.saved = text.encode()
         except OSError as error:
+            temporary.unlink(missing_ok=True)
             self.error = f"not written to {self.path.name}, and lost with this session: {error}"
 
     def read(self) -> list:
         """The decisions in the file."""
         name = self.path.name
         try:
-            saved = json.loads(self.path.read_bytes())
+            self.saved = self.path.read_bytes()
+            saved = json.loads(self.saved)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"expected a file of decisions on labels, got a damaged one in {name} ({error}): give "
                              "another path") from error
